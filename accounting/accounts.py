@@ -1,0 +1,132 @@
+"""Residents: an opaque id, the few things they told us, and the one place that knows their phone.
+
+Phone numbers and names are encrypted and found by keyed hash. Everything else in the system uses
+the opaque id, which outlives the account: the book keeps it.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import mongoengine as me
+from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError
+
+from accounting import clock, storage, vault
+from accounting.ids import new_id
+
+OPEN, CLOSED = "open", "closed"
+DEFAULT_QUIET_HOURS = {"from": "22:00", "to": "07:00"}
+DEFAULT_PUSH = {"service": True, "marketing": True}
+
+
+@storage.indexed
+class ResidentDocument(me.Document):
+    id = me.StringField(primary_key=True)
+    phone_hash = me.StringField()
+    phone_sealed = me.BinaryField()
+    firebase_hash = me.StringField()
+    name_sealed = me.BinaryField()
+    district = me.StringField()
+    language = me.StringField(required=True)
+    quiet_hours = me.DictField()
+    push = me.DictField()
+    status = me.StringField(required=True)
+    created_at = me.DateTimeField(required=True)
+
+    meta = {
+        "collection": "residents",
+        "auto_create_index": False,
+        "indexes": [
+            {"fields": ["phone_hash"], "unique": True, "sparse": True},
+            {"fields": ["firebase_hash"], "unique": True, "sparse": True},
+        ],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    id: str
+    display_name: str | None
+    district: str | None
+    language: str
+    quiet_hours: dict[str, str] | None
+    push: dict[str, bool] = field(default_factory=lambda: dict(DEFAULT_PUSH))
+
+
+def _collection() -> "Collection[storage.Doc]":
+    return storage.strong(ResidentDocument._get_collection())
+
+
+def by_phone(phone: str) -> str:
+    """The resident of a proven phone number, opened on first sight. `phone` is E.164."""
+    return _open("phone_hash", vault.keyed_hash("phone", phone), vault.encrypt(phone, "phone"))
+
+
+def by_firebase(uid: str) -> str:
+    """The resident of a verified Firebase user, opened on first sight."""
+    return _open("firebase_hash", vault.keyed_hash("firebase", uid), None)
+
+
+def _open(index: str, hashed: str, phone_sealed: bytes | None) -> str:
+    found = _collection().find_one({index: hashed}, {"_id": 1})
+    if found is not None:
+        return str(found["_id"])
+    row: dict[str, Any] = {
+        "_id": new_id("res"),
+        index: hashed,
+        "language": "zh",
+        "quiet_hours": dict(DEFAULT_QUIET_HOURS),
+        "push": dict(DEFAULT_PUSH),
+        "status": OPEN,
+        "created_at": clock.now(),
+    }
+    if phone_sealed is not None:
+        row["phone_sealed"] = phone_sealed
+    try:
+        _collection().insert_one(row)
+    except DuplicateKeyError:
+        # Two first sign-ins at once: the other one opened the account.
+        other = _collection().find_one({index: hashed}, {"_id": 1})
+        assert other is not None, "a resident is never deleted while its phone is known"
+        return str(other["_id"])
+    return str(row["_id"])
+
+
+def get(resident_id: str) -> Resident | None:
+    found = _collection().find_one({"_id": resident_id, "status": OPEN})
+    return _resident(found) if found else None
+
+
+def change(resident_id: str, changes: dict[str, Any]) -> Resident:
+    """Change preferences; keys are fields of `Resident`. The display name is sealed."""
+    fields = dict(changes)
+    if "display_name" in fields:
+        name = fields.pop("display_name")
+        fields["name_sealed"] = vault.encrypt(name, "name") if name is not None else None
+    push = fields.pop("push", {})
+    fields |= {f"push.{category}": wanted for category, wanted in push.items()}
+    if fields:
+        _collection().update_one({"_id": resident_id, "status": OPEN}, {"$set": fields})
+    resident = get(resident_id)
+    assert resident is not None, resident_id
+    return resident
+
+
+def created_at(resident_id: str) -> datetime:
+    found = _collection().find_one({"_id": resident_id}, {"created_at": 1})
+    assert found is not None, resident_id
+    moment: datetime = found["created_at"]
+    return moment
+
+
+def _resident(row: storage.Doc) -> Resident:
+    sealed = row.get("name_sealed")
+    return Resident(
+        id=row["_id"],
+        display_name=vault.decrypt(sealed, "name") if sealed else None,
+        district=row.get("district"),
+        language=row["language"],
+        quiet_hours=row["quiet_hours"],
+        push=row["push"],
+    )

@@ -1,0 +1,37 @@
+"""Rules across accounts: one invoice, one slip, one vehicle-day, one owner.
+
+A claim is a document `kind:keyed-hash` that names its owner activity. It is taken before posting;
+the owner may take it again (a retry), anybody else is refused until it is released.
+"""
+
+import mongoengine as me
+from pymongo.errors import DuplicateKeyError
+
+from accounting import clock, storage, vault
+
+
+@storage.indexed
+class Claim(me.Document):
+    id = me.StringField(primary_key=True)
+    owner = me.StringField(required=True)
+    taken_at = me.DateTimeField(required=True)
+
+    meta = {"collection": "claims", "auto_create_index": False, "indexes": ["owner"]}
+
+
+def take(kind: str, value: str, owner: str) -> str:
+    """Take a claim for an owner; returns the owner that holds it, which is another when refused."""
+    claims = storage.strong(Claim._get_collection())
+    name = f"{kind}:{vault.keyed_hash(f'claim/{kind}', value)}"
+    try:
+        claims.insert_one({"_id": name, "owner": owner, "taken_at": clock.now()})
+    except DuplicateKeyError:
+        held = claims.find_one({"_id": name}, {"owner": 1})
+        # Released between the two calls: whoever asks next may have it; this ask was second.
+        return str(held["owner"]) if held else ""
+    return owner
+
+
+def release(owner: str) -> None:
+    """Give back every claim of an owner; safe to repeat."""
+    storage.strong(Claim._get_collection()).delete_many({"owner": owner})

@@ -1,0 +1,206 @@
+"""Machine clients: who may ask for a token, with which scopes, and for whom they act.
+
+A secret is 256 random bits, so its SHA-256 is stored as it is: there is nothing to guess.
+"""
+
+import base64
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import mongoengine as me
+
+from accounting import clock, storage, vault
+from accounting.errors import NotFound
+from accounting.ids import new_id
+
+SECRET_BYTES = 32
+KEYS_LIVE_MAX = 2
+HMAC_SHA256 = "hmac-sha256"
+ED25519 = "ed25519"
+_KEY_PURPOSE = "bank-key"
+
+
+class Kind(StrEnum):
+    """What a client is; it decides the default scopes and the party it acts for."""
+
+    OPERATOR = "operator"
+    DATA = "data"
+    MERCHANT = "merchant"
+    BANK = "bank"
+    PLANT = "plant"
+
+
+SCOPES: dict[str, str] = {
+    "operator": "run the programme; every plant door",
+    "feeds:write": "hand over activities and bills",
+    "vouchers:redeem": "look up and redeem vouchers",
+    "statements:read": "read settlement statements",
+    "grades:read": "read grades under consent",
+    "terms:write": "set the terms a bank gives for each grade",
+    "readings:write": "send meter readings",
+    "plant:read": "read the figures of the own plant",
+}
+SCOPES_OF: dict[Kind, tuple[str, ...]] = {
+    Kind.OPERATOR: ("operator",),
+    Kind.DATA: ("feeds:write",),
+    Kind.MERCHANT: ("vouchers:redeem", "statements:read"),
+    Kind.BANK: ("grades:read", "terms:write"),
+    Kind.PLANT: ("readings:write", "plant:read"),
+}
+
+
+class SigningKey(me.EmbeddedDocument):
+    """A key a bank signs its requests with: a shared secret, or its Ed25519 public key."""
+
+    key_id = me.StringField(required=True)
+    algorithm = me.StringField(required=True, choices=(HMAC_SHA256, ED25519))
+    material_encrypted = me.BinaryField(required=True)
+    not_before = me.DateTimeField(required=True)
+    retired_at = me.DateTimeField()
+
+
+@storage.indexed
+class Client(me.Document):
+    """A machine that signs in with a secret of its own.
+
+    `subject_id` is the party it acts for: partner, merchant, bank or plant id; an operator is its
+    own. `policy` (data partners): behaviours, carriers, id_namespace, link_code_required.
+    """
+
+    client_id = me.StringField(primary_key=True)
+    kind = me.EnumField(Kind, required=True)
+    name = me.StringField(required=True, max_length=200)
+    secret_hash = me.StringField(required=True)
+    scopes = me.ListField(me.StringField(choices=tuple(SCOPES)))
+    subject_id = me.StringField(required=True)
+    policy = me.DictField()
+    keys = me.EmbeddedDocumentListField(SigningKey)
+    created_at = me.DateTimeField(required=True)
+    disabled_at = me.DateTimeField()
+
+    meta = {
+        "collection": "clients",
+        "auto_create_index": False,
+        "indexes": [("kind", "subject_id")],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class BankKey:
+    """A live key with its bytes: the shared secret, or the raw Ed25519 public key."""
+
+    key_id: str
+    client_id: str
+    algorithm: str
+    material: bytes = field(repr=False)
+
+
+def create_client(
+    kind: Kind,
+    name: str,
+    *,
+    subject_id: str | None = None,
+    scopes: tuple[str, ...] | None = None,
+    policy: dict[str, Any] | None = None,
+) -> tuple[Client, str]:
+    """A new client and its secret, which is shown this once and cannot be read back."""
+    wanted = SCOPES_OF[kind] if scopes is None else scopes
+    assert set(wanted) <= set(SCOPES_OF[kind]), (kind, wanted)
+    assert subject_id is not None or kind is Kind.OPERATOR, "a party acts for somebody"
+    client_id, secret = new_id(f"cli_{kind.value}"), secrets.token_urlsafe(SECRET_BYTES)
+    client = Client(
+        client_id=client_id,
+        kind=kind,
+        name=name,
+        secret_hash=_digest(secret),
+        scopes=list(wanted),
+        subject_id=subject_id or client_id,
+        policy=policy or {},
+        created_at=clock.now(),
+    ).save(force_insert=True)
+    return client, secret
+
+
+def authenticate(client_id: str, secret: str) -> Client | None:
+    """The client, if it is known, not disabled, and this is its secret."""
+    client = Client.objects(client_id=client_id).first()
+    # Compare even when there is nothing to compare with: timing must not tell who is known.
+    known = client.secret_hash if client else _digest("")
+    right = hmac.compare_digest(known, _digest(secret))
+    return client if client and right and client.disabled_at is None else None
+
+
+def get(client_id: str) -> Client:
+    """The client; raises `NotFound`."""
+    client = Client.objects(client_id=client_id).first()
+    if client is None:
+        raise NotFound
+    return client
+
+
+def of_subject(kind: Kind, subject_id: str) -> Client | None:
+    """The oldest client that acts for a party, for example a partner by its partner id."""
+    return Client.objects(kind=kind, subject_id=subject_id).order_by("created_at").first()
+
+
+def add_key(
+    client: Client,
+    algorithm: str,
+    material: bytes,
+    *,
+    not_before: datetime | None = None,
+) -> str:
+    """Give a bank one more signing key and return its id; the oldest beyond two retires at once."""
+    assert client.kind is Kind.BANK, client.kind
+    key_id = new_id("key")
+    now = clock.now()
+    client.keys.append(
+        SigningKey(
+            key_id=key_id,
+            algorithm=algorithm,
+            material_encrypted=vault.encrypt(base64.b64encode(material).decode(), _KEY_PURPOSE),
+            not_before=not_before or now,
+        )
+    )
+    live = [key for key in client.keys if key.retired_at is None]
+    for key in live[:-KEYS_LIVE_MAX]:
+        key.retired_at = now
+    client.save()
+    return key_id
+
+
+def new_hmac_key(client: Client) -> tuple[str, bytes]:
+    """A fresh shared secret for a bank: (key id, 32 random bytes), shown this once."""
+    material = secrets.token_bytes(SECRET_BYTES)
+    return add_key(client, HMAC_SHA256, material), material
+
+
+def live_key(client_id: str, key_id: str) -> BankKey | None:
+    """The key, if it is live now and belongs to this client."""
+    client = Client.objects(client_id=client_id, disabled_at=None).first()
+    now = clock.now()
+    for key in client.keys if client else ():
+        if key.key_id == key_id and key.not_before <= now and not _retired(key, now):
+            material = base64.b64decode(vault.decrypt(bytes(key.material_encrypted), _KEY_PURPOSE))
+            return BankKey(key_id, client_id, key.algorithm, material)
+    return None
+
+
+def retire_key(client: Client, key_id: str, at: datetime | None = None) -> None:
+    """End a key now, or at a later instant so that the bank can change over."""
+    Client.objects(client_id=client.client_id, keys__key_id=key_id).update(
+        set__keys__S__retired_at=at or clock.now()
+    )
+
+
+def _retired(key: SigningKey, now: datetime) -> bool:
+    return key.retired_at is not None and key.retired_at <= now
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,211 @@
+"""Jobs: long work with a state people can watch, kept in the database, resumable after a kill.
+
+A job is queued, then run by one worker at a time under a lease it renews; a worker that dies lets
+the lease run out and the sweep hands the job to another, which goes on where the counts stand.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import mongoengine as me
+from pymongo.collection import Collection
+
+from accounting import clock, storage
+from accounting.ids import new_id
+
+QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
+LEASE = timedelta(minutes=2)
+SWEEP_MAX = 100
+COUNTS = ("credited", "pending", "recorded", "rejected", "duplicate", "parked")
+
+
+@storage.indexed
+class JobDocument(me.Document):
+    id = me.StringField(primary_key=True)
+    kind = me.StringField(required=True)
+    owner = me.StringField(required=True)
+    state = me.StringField(required=True)
+    arguments = me.DictField()
+    total = me.IntField()
+    done = me.IntField(required=True)
+    bytes_done = me.IntField(required=True)
+    counts = me.DictField()
+    failure = me.StringField()
+    created_at = me.DateTimeField(required=True)
+    started_at = me.DateTimeField()
+    finished_at = me.DateTimeField()
+    leased_until = me.DateTimeField(required=True)
+
+    meta = {
+        "collection": "jobs",
+        "auto_create_index": False,
+        "indexes": [
+            {
+                "fields": ["leased_until"],
+                "name": "unfinished",
+                "partialFilterExpression": {"state": {"$in": [QUEUED, RUNNING]}},
+            },
+            {"fields": ["owner", "_id"]},
+        ],
+    }
+
+
+@storage.indexed
+class JobErrorDocument(me.Document):
+    """One row a job could not take, with what was wrong; the input is kept encrypted."""
+
+    job = me.StringField(required=True)
+    row = me.IntField(required=True)
+    code = me.StringField(required=True)
+    message = me.DictField()
+    input_sealed = me.BinaryField()
+
+    meta = {
+        "collection": "job_errors",
+        "auto_create_index": False,
+        "indexes": [{"fields": ["job", "row"], "unique": True}],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it stands. `done` counts rows; `total` is None until the end is known.
+
+    `bytes_done` is how far the stored file is read, for the progress.
+    """
+
+    id: str
+    kind: str
+    owner: str
+    state: str
+    arguments: dict[str, Any]
+    total: int | None
+    done: int
+    bytes_done: int
+    counts: dict[str, int]
+    failure: str | None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    leased_until: datetime = field(default_factory=clock.now)
+
+    @property
+    def progress(self) -> int:
+        """Percent of the file read; 0 until its size is known to the worker."""
+        size = self.arguments.get("size") or 0
+        return min(self.bytes_done * 100 // size, 99) if size else 0
+
+    @property
+    def rows_per_second(self) -> int:
+        """Rows a second since the start, 0 before anything was done."""
+        if self.started_at is None:
+            return 0
+        spent = (self.finished_at or clock.now()) - self.started_at
+        return self.done * 1_000 // max(spent // timedelta(milliseconds=1), 1)
+
+
+def _jobs() -> "Collection[storage.Doc]":
+    return storage.strong(JobDocument._get_collection())
+
+
+def _errors() -> "Collection[storage.Doc]":
+    return storage.strong(JobErrorDocument._get_collection())
+
+
+def queue(kind: str, owner: str, arguments: dict[str, Any], job_id: str | None = None) -> Job:
+    """Store a job; a worker takes it when told, or when the sweep finds it."""
+    now = clock.now()
+    job = Job(
+        id=job_id or new_id("job"),
+        kind=kind,
+        owner=owner,
+        state=QUEUED,
+        arguments=arguments,
+        total=None,
+        done=0,
+        bytes_done=0,
+        counts=dict.fromkeys(COUNTS, 0),
+        failure=None,
+        created_at=now,
+        leased_until=now,
+    )
+    document = {name: getattr(job, name) for name in Job.__slots__ if name != "id"}
+    _jobs().insert_one({"_id": job.id, **document})
+    return job
+
+
+def get(job_id: str) -> Job | None:
+    found = _jobs().find_one({"_id": job_id})
+    return _job(found) if found else None
+
+
+def take(job_id: str) -> Job | None:
+    """Become the worker of a job; None when it is finished or another has it."""
+    now = clock.now()
+    found = _jobs().find_one_and_update(
+        {"_id": job_id, "state": {"$in": [QUEUED, RUNNING]}, "leased_until": {"$lte": now}},
+        [
+            {
+                "$set": {
+                    "state": RUNNING,
+                    "leased_until": now + LEASE,
+                    "started_at": {"$ifNull": ["$started_at", now]},
+                }
+            }
+        ],
+        return_document=True,
+    )
+    return _job(found) if found else None
+
+
+def advance(job: Job, done: int, bytes_done: int, counts: dict[str, int]) -> bool:
+    """Record progress and renew the lease; False if another worker took the job over."""
+    changed = _jobs().update_one(
+        {"_id": job.id, "state": RUNNING, "done": {"$lt": done}},
+        {
+            "$set": {
+                "done": done,
+                "bytes_done": bytes_done,
+                "counts": counts,
+                "leased_until": clock.now() + LEASE,
+            }
+        },
+    )
+    return changed.modified_count == 1
+
+
+def finish(job: Job, total: int) -> None:
+    change = {"state": DONE, "total": total, "finished_at": clock.now()}
+    _jobs().update_one({"_id": job.id, "state": RUNNING}, {"$set": change})
+
+
+def fail(job: Job, why: str) -> None:
+    """End a job that cannot go on; `why` is a sentence for the owner."""
+    change = {"state": FAILED, "failure": why, "finished_at": clock.now()}
+    _jobs().update_one({"_id": job.id, "state": RUNNING}, {"$set": change})
+
+
+def note_errors(rows: list[dict[str, Any]]) -> None:
+    """Keep refused rows; a row noted before is kept once."""
+    for row in rows:
+        _errors().update_one(
+            {"job": row["job"], "row": row["row"]}, {"$setOnInsert": row}, upsert=True
+        )
+
+
+def errors(job_id: str) -> Iterator[dict[str, Any]]:
+    yield from _errors().find({"job": job_id}, {"_id": 0}).sort("row", 1)
+
+
+def waiting(now: datetime) -> list[str]:
+    """Jobs nobody works on: queued and not taken, or left by a worker that died."""
+    wanted = {"state": {"$in": [QUEUED, RUNNING]}, "leased_until": {"$lte": now}}
+    found = _jobs().find(wanted, {"_id": 1}).sort("leased_until", 1).limit(SWEEP_MAX)
+    return [row["_id"] for row in found]
+
+
+def _job(row: storage.Doc) -> Job:
+    fields = {name: row[name] for name in Job.__slots__ if name not in ("id",) and name in row}
+    return Job(id=row["_id"], **fields)

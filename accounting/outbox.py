@@ -1,0 +1,146 @@
+"""The outbox: rows a room leaves for somebody else to carry.
+
+Domain rooms never call outwards. They leave a notification row, which is at once the resident's
+inbox and the intention to deliver; `integrations/` picks it up. A row is unique on
+`(resident, dedupe)`, so leaving it twice leaves it once. Nudging a queue is only a courtesy: the
+sweep finds what no nudge reached.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import mongoengine as me
+from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError
+
+from accounting import clock, storage
+from accounting.ids import new_id
+
+log = logging.getLogger(__name__)
+
+SERVICE, MARKETING = "service", "marketing"
+
+_nudge: Callable[[str], None] | None = None
+
+
+@storage.indexed
+class NotificationDocument(me.Document):
+    id = me.StringField(primary_key=True)
+    resident = me.StringField(required=True)
+    dedupe = me.StringField(required=True)
+    type = me.StringField(required=True)
+    category = me.StringField(required=True)
+    title = me.DictField()
+    body = me.DictField()
+    deep_link = me.StringField()
+    created_at = me.DateTimeField(required=True)
+    read_at = me.DateTimeField()
+    # None once nothing is left to deliver; the sweep looks here.
+    next_attempt_at = me.DateTimeField()
+    delivery = me.StringField(required=True)
+
+    meta = {
+        "collection": "notifications",
+        "auto_create_index": False,
+        "indexes": [
+            {"fields": ["resident", "dedupe"], "unique": True},
+            {"fields": ["resident", "_id"]},
+            {"fields": ["next_attempt_at"], "sparse": True},
+        ],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One row. Texts are `{"zh": ..., "en": ...}`; `delivery` is queued, sent or no_device."""
+
+    id: str
+    resident: str
+    dedupe: str
+    type: str
+    category: str
+    title: dict[str, str]
+    body: dict[str, str]
+    deep_link: str
+    created_at: datetime
+    read_at: datetime | None
+    next_attempt_at: datetime | None
+    delivery: str
+
+
+def collection() -> "Collection[storage.Doc]":
+    return storage.strong(NotificationDocument._get_collection())
+
+
+def on_left(nudge: Callable[[str], None] | None) -> None:
+    """Set what to call with the id of a row just left; wiring, done once by `api/`."""
+    global _nudge
+    _nudge = nudge
+
+
+def leave(
+    resident: str,
+    dedupe: str,
+    *,
+    type: str,
+    category: str,
+    title: Mapping[str, str],
+    body: Mapping[str, str],
+    deep_link: str,
+) -> bool:
+    """Leave one notification; False when the same was left before."""
+    now = clock.now()
+    row: storage.Doc = {
+        "_id": new_id("ntf"),
+        "resident": resident,
+        "dedupe": dedupe,
+        "type": type,
+        "category": category,
+        "title": dict(title),
+        "body": dict(body),
+        "deep_link": deep_link,
+        "created_at": now,
+        "read_at": None,
+        "next_attempt_at": now,
+        "delivery": "queued",
+    }
+    try:
+        collection().insert_one(row)
+    except DuplicateKeyError:
+        return False
+    if _nudge is not None:
+        _nudge(row["_id"])
+    return True
+
+
+def by_id(notification_id: str) -> Notification | None:
+    found = collection().find_one({"_id": notification_id})
+    return _notification(found) if found else None
+
+
+def inbox(resident: str, *, before: str | None, limit: int) -> list[Notification]:
+    """Newest first; `before` is the id of the last row of the page before."""
+    wanted: dict[str, Any] = {"resident": resident}
+    if before is not None:
+        wanted["_id"] = {"$lt": before}
+    found = collection().find(wanted).sort("_id", -1).limit(limit)
+    return [_notification(row) for row in found]
+
+
+def unread(resident: str) -> int:
+    return collection().count_documents({"resident": resident, "read_at": None})
+
+
+def mark_read(resident: str, notification_id: str) -> bool:
+    """Mark one of the resident's rows as read, keeping the first time; False if there is none."""
+    wanted = {"_id": notification_id, "resident": resident}
+    collection().update_one({**wanted, "read_at": None}, {"$set": {"read_at": clock.now()}})
+    return collection().count_documents(wanted, limit=1) == 1
+
+
+def _notification(row: Mapping[str, Any]) -> Notification:
+    fields = {name: row[name] for name in Notification.__slots__ if name != "id"}
+    return Notification(id=row["_id"], **fields)

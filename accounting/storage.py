@@ -1,0 +1,104 @@
+"""The one MongoDB connection, with the durability the book rests on.
+
+Every domain write is `w: majority, j: true`: an acknowledged write survives the death of any one
+process. That needs a replica set (or a sharded cluster), so a standalone server is refused.
+"""
+
+from typing import Any, TypeVar
+
+import mongoengine
+from mongoengine.connection import get_connection, get_db
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import ConfigurationError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.uri_parser import parse_uri
+from pymongo.write_concern import WriteConcern
+
+DEFAULT_DATABASE = "tanhui"
+SERVER_SELECTION_MS = 3_000
+
+Doc = dict[str, Any]
+D = TypeVar("D", bound=mongoengine.Document)
+
+_indexed: list[type[mongoengine.Document]] = []
+
+
+class WeakStore(Exception):
+    """The store cannot keep the promises of the book; the message says what to change."""
+
+
+def connect(uri: str) -> None:
+    """Connect MongoEngine with majority, journaled writes and majority reads from the primary.
+
+    Raises `WeakStore` on a URI that asks for less, or on a standalone server. The client is lazy
+    about the network otherwise: an absent server shows at the first use, as an unavailable part.
+    """
+    options = parse_uri(uri)["options"] if not uri.startswith("mongodb+srv") else {}
+    if options.get("w", "majority") != "majority" or options.get("journal") is False:
+        raise WeakStore("MONGODB_URI asks for a weaker write than w=majority, journal=true")
+    if "readpreference" in options and options["readpreference"] not in (0, "primary"):
+        raise WeakStore("MONGODB_URI must read from the primary: what is read leads to writes")
+    try:
+        database = parse_uri(uri)["database"] or DEFAULT_DATABASE
+    except ConfigurationError as error:
+        raise WeakStore(f"MONGODB_URI cannot be read: {error}") from None
+    mongoengine.connect(
+        db=database,
+        host=uri,
+        tz_aware=True,
+        uuidRepresentation="standard",
+        serverSelectionTimeoutMS=SERVER_SELECTION_MS,
+        w="majority",
+        journal=True,
+        readConcernLevel="majority",
+        retryWrites=True,
+    )
+
+
+def check_topology() -> None:
+    """Refuse a standalone server: without a replica set nothing is replicated or majority-read."""
+    hello = client().admin.command("hello")
+    if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        raise WeakStore(
+            "MongoDB runs standalone; start it as a replica set (--replSet) or use a sharded "
+            "cluster, because the book needs majority writes"
+        )
+
+
+def disconnect() -> None:
+    mongoengine.disconnect()
+
+
+def client() -> "MongoClient[Doc]":
+    return get_connection()
+
+
+def database() -> "Database[Doc]":
+    return get_db()
+
+
+def strong(collection: Any) -> Any:
+    """The collection with the concerns spelled out, whatever the URI says."""
+    return collection.with_options(
+        write_concern=WriteConcern(w="majority", j=True),
+        read_concern=ReadConcern("majority"),
+        read_preference=ReadPreference.PRIMARY,
+    )
+
+
+def indexed(document: type[D]) -> type[D]:
+    """Class decorator: `ensure_indexes` makes the indexes of this document."""
+    _indexed.append(document)
+    return document
+
+
+def ensure_indexes() -> None:
+    """Make every index and validator. Run at start-up, before anything is served."""
+    check_topology()
+    for document in _indexed:
+        document.ensure_indexes()
+        prepare = getattr(document, "prepare_collection", None)
+        if prepare is not None:
+            prepare()

@@ -1,0 +1,130 @@
+"""The `tanhui` command. Every failure is one line on stderr; exit 0 means it worked."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from pymongo.errors import PyMongoError
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from accounting import book as the_book
+from accounting import storage, vault
+from api import stack
+from api.config import DEFAULT_DATA_DIR, ConfigError
+from integrations.servers import LOOPBACK, ServerError
+
+Tell = Callable[[int], None]
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_DATA_DIR,
+    show_default=True,
+    help="Where data, logs and secrets live.",
+)
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def tanhui(context: click.Context) -> None:
+    """Tanhui: the backend of a city's resident low-carbon account."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@tanhui.command()
+@data_dir_option
+@click.option("--host", default=LOOPBACK, show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--demo", is_flag=True, help="Load demo people and open demo conveniences.")
+def up(data_dir: Path, host: str, port: int, demo: bool) -> None:
+    """Start everything and keep it running until Ctrl-C."""
+    stack.up(data_dir, host=host, port=port, demo=demo)
+
+
+@tanhui.command()
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Play against the stack on this directory, started if needed  [default: a temporary one]",
+)
+@click.option(
+    "--input",
+    "input_dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Play the files in this folder instead of the day that comes with Tanhui.",
+)
+@click.option("--base-url", help="Play against this stack instead of the one on --data-dir.")
+@click.pass_context
+def demo(
+    context: click.Context, data_dir: Path | None, input_dir: Path | None, base_url: str | None
+) -> None:
+    """Play one day of a city over HTTP and check every step of it."""
+    from api.demo import play  # Its dependencies would slow down every other command.
+
+    context.exit(play.main(data_dir=data_dir, input_dir=input_dir, base_url=base_url))
+
+
+@tanhui.group()
+def book() -> None:
+    """Look at the book of points."""
+
+
+@book.command()
+@data_dir_option
+@click.option("--account", help="Check one account only.")
+def verify(data_dir: Path, account: str | None) -> None:
+    """Recompute every entry of the book and name the first that does not hold."""
+    with stack.store(data_dir) as store:
+        vault.configure(store.secret)
+        storage.connect(store.mongodb_uri)
+        try:
+            found = _counting("checking the book", lambda tell: the_book.verify(account, tell))
+        finally:
+            storage.disconnect()
+    if found.problem is not None:
+        raise click.ClickException(f"the book does not hold: {found.problem}")
+    click.echo(f"The book holds: {found.entries} entries of {found.accounts} accounts.")
+
+
+def _counting(what: str, work: Callable[[Tell], the_book.Verification]) -> the_book.Verification:
+    """Run `work` with a counter on stderr when a person is watching."""
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn(what),
+        TextColumn("{task.completed:,}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        return work(lambda count: bar.update(task, completed=count))
+
+
+def main() -> None:
+    """Console entry."""
+    try:
+        code: Any = tanhui(prog_name="tanhui", standalone_mode=False)
+    except click.Abort:
+        code = _fail("interrupted", 130)
+    except click.ClickException as error:
+        code = _fail(error.format_message(), error.exit_code)
+    except (ServerError, ConfigError, stack.StackError, storage.WeakStore) as error:
+        code = _fail(str(error))
+    except PyMongoError as error:
+        code = _fail(f"MongoDB: {error}")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(problem: str, code: int = 1) -> int:
+    click.echo(f"tanhui: {' '.join(problem.split())}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Rows of a partner, by HTTP or from a file: the form of each, then all good ones together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import marshmallow as ma
+from marshmallow import fields, validate
+
+from accounting import clients
+from accounting.clients import Kind
+from api.problems import Invalid
+from api.reports import ReportFields, report_of, shown
+from integrations.imports import RowResult
+from points import feed
+from points.feed import Partner, Row, Taken
+
+
+class RowFields(ReportFields):
+    external_id = fields.String(required=True, validate=validate.Length(1, 128))
+
+
+def take_rows(partner: Partner, raw: Sequence[dict[str, Any]]) -> list[Taken]:
+    """Check the form of each row, take the good ones in together, and keep the order."""
+    results: list[Taken | None] = []
+    rows: list[Row] = []
+    for one in raw:
+        try:
+            data = RowFields().load(one)
+        except ma.ValidationError as error:
+            results.append(Taken(refusal=Invalid.of(error)))
+            continue
+        results.append(None)
+        rows.append(Row(data["external_id"], data["source_event_id"], report_of(data)))
+    taken = iter(feed.take(partner, rows))
+    return [result if result is not None else next(taken) for result in results]
+
+
+def take_file_rows(partner_id: str, raw: Sequence[dict[str, Any]]) -> list[RowResult]:
+    """Rows of a partner's file, for the job that reads it."""
+    client = clients.of_subject(Kind.DATA, partner_id)
+    assert client is not None, partner_id
+    return [_counted(one) for one in take_rows(partner_of(client), raw)]
+
+
+def _counted(one: Taken) -> RowResult:
+    if one.refusal is not None:
+        return RowResult("rejected", one.refusal)
+    assert one.activity is not None, "a row has an activity or a refusal"
+    if not one.fresh:
+        return RowResult("duplicate")
+    status = shown(one.activity)["status"]
+    return RowResult({"capped": "credited", "merged": "credited"}.get(status, status))
+
+
+def partner_of(client: clients.Client) -> Partner:
+    """What a partner's record lets it report; the demo partner's policy says everything."""
+    policy = client.policy
+    everything = policy.get("every_behaviour", False)
+    return Partner(
+        id=client.subject_id,
+        behaviours=None if everything else frozenset(policy.get("behaviours", ())),
+        id_namespace=policy.get("id_namespace", ""),
+    )

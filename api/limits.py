@@ -1,0 +1,93 @@
+"""How often and how much: requests a minute, counted in Redis, and the bytes of one body.
+
+Without Redis the rates are not enforced. The library `limits` counts; Flask-Limiter around it is
+not used, because it puts Retry-After on every answer, replaces ours on a 409, and counts before the
+caller is known.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import flask
+from flask import Response, current_app, g
+from limits import RateLimitItem, RateLimitItemPerMinute
+from limits.storage import RedisStorage
+from limits.strategies import FixedWindowRateLimiter
+from redis import ConnectionPool, RedisError
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from accounting.errors import RateLimited
+
+if TYPE_CHECKING:
+    from api.security import Caller
+
+RESIDENT_PER_MINUTE = 600
+CLIENT_PER_MINUTE = 6_000
+ADDRESS_PER_MINUTE = 3_000
+DEMO_FACTOR = 100
+# After a failure Redis is left alone this long, so that its absence costs one timeout, not each
+# request one.
+PAUSE_S = 5.0
+
+
+class Request(flask.Request):
+    """A body without a declared length that reaches the limit is refused, not cut off there.
+
+    Werkzeug stops reading at the limit and hands over what it has, as if that were the body.
+    """
+
+    def get_data(self, *args: Any, **kwargs: Any) -> Any:
+        data = super().get_data(*args, **kwargs)
+        limit = self.max_content_length
+        if self.content_length is None and limit is not None and len(data) >= limit:
+            raise RequestEntityTooLarge
+        return data
+
+
+class Limits:
+    """Counts the requests of one process' callers; the counters are shared through Redis."""
+
+    def __init__(self, pool: ConnectionPool, *, demo: bool) -> None:
+        factor = DEMO_FACTOR if demo else 1
+        self._resident = RateLimitItemPerMinute(RESIDENT_PER_MINUTE * factor)
+        self._client = RateLimitItemPerMinute(CLIENT_PER_MINUTE * factor)
+        self._address = RateLimitItemPerMinute(ADDRESS_PER_MINUTE * factor)
+        self._counter = FixedWindowRateLimiter(RedisStorage("redis://", connection_pool=pool))
+        self._paused_until = 0.0
+
+    def count(self, caller: "Caller | None", address: str | None) -> None:
+        """Count one request for the caller, else for the address; raises `RateLimited`."""
+        if time.monotonic() < self._paused_until:
+            return
+        item, key = self._bucket(caller, address)
+        try:
+            within = self._counter.hit(item, key)
+            stats = self._counter.get_window_stats(item, key)
+        except RedisError as error:
+            self._paused_until = time.monotonic() + PAUSE_S
+            current_app.logger.warning("rate limits are off, Redis is away: %s", error)
+            return
+        reset_s = max(1, round(stats.reset_time - time.time()))
+        g.rate_limit = (item.amount, stats.remaining, reset_s)
+        if not within:
+            raise RateLimited(retry_after=reset_s)
+
+    def _bucket(self, caller: "Caller | None", address: str | None) -> tuple[RateLimitItem, str]:
+        if caller is None:
+            return self._address, f"address:{address}"
+        return (self._client if caller.client_id else self._resident), caller.key
+
+
+def count(caller: "Caller | None", address: str | None) -> None:
+    """`Limits.count` of the current application."""
+    current_app.extensions["limits"].count(caller, address)
+
+
+def add_headers(response: Response) -> Response:
+    """The three RateLimit headers on whatever was counted; `Reset` is in seconds from now."""
+    if "rate_limit" in g:
+        limit, remaining, reset_s = g.rate_limit
+        response.headers["RateLimit-Limit"] = str(limit)
+        response.headers["RateLimit-Remaining"] = str(remaining)
+        response.headers["RateLimit-Reset"] = str(reset_s)
+    return response

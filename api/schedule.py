@@ -1,0 +1,18 @@
+"""All clockwork in one list: what beat starts, and how often (seconds)."""
+
+from typing import Any
+
+SCHEDULE: dict[str, dict[str, Any]] = {
+    "carry notifications whose time has come": {
+        "task": "tanhui.sweep_notifications",
+        "schedule": 15.0,
+    },
+    "give waiting jobs to a worker": {
+        "task": "tanhui.sweep_jobs",
+        "schedule": 20.0,
+    },
+    "finish what a crash left half-way": {
+        "task": "tanhui.sweep_half_done",
+        "schedule": 30.0,
+    },
+}

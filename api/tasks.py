@@ -1,0 +1,112 @@
+"""Celery: thin tasks with ids, safe to run twice, and sweeps that make every nudge optional.
+
+What must happen is a row in the database. A task that is lost with Redis is found by its sweep.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, current_app, shared_task
+from kombu import Queue
+from kombu.exceptions import OperationalError
+
+from accounting import clock, jobs, links, outbox
+from api import feed_rows, schedule
+from api.config import Config
+from integrations import delivery, firebase, imports
+from integrations.firebase import FirebaseSettings
+from integrations.push import FirebasePusher, Pusher
+from points import crediting, feed
+from rewards import redemptions, vouchers
+
+log = logging.getLogger(__name__)
+
+# Longer than any task may run, or Redis hands the task out twice.
+VISIBILITY_S = 3_600
+PUBLISH_S = 0.5
+URGENT, BULK = "urgent", "bulk"
+
+
+def make_celery(config: Config) -> Celery:
+    """The Celery app of one process; the API publishes to it, the worker and beat run it."""
+    celery = Celery("tanhui", set_as_current=True)
+    celery.conf.update(
+        broker_url=config.redis_url,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_S,
+            "socket_connect_timeout": PUBLISH_S,
+            "socket_timeout": 5,
+        },
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        # The worker takes from both; a push never waits behind a file.
+        task_queues=(Queue(URGENT), Queue(BULK)),
+        task_default_queue=BULK,
+        task_routes={deliver.name: {"queue": URGENT}},
+        task_publish_retry=False,
+        timezone="Asia/Shanghai",
+        beat_schedule=schedule.SCHEDULE,
+    )
+    settings = FirebaseSettings(config.fcm_url, config.google_credentials)
+    celery.conf.tanhui_firebase = settings
+    outbox.on_left(lambda notification_id: nudge(deliver, notification_id))
+    return celery
+
+
+def nudge(task: Any, *arguments: str) -> None:
+    """Tell a worker, if the queue is there; if not, the sweep finds the row."""
+    try:
+        task.apply_async(arguments, retry=False)
+    except OperationalError as error:
+        log.warning("the queue is away, the sweep will find %s: %s", arguments, error)
+
+
+@shared_task(name="tanhui.deliver")
+def deliver(notification_id: str) -> None:
+    delivery.deliver(notification_id, _pusher())
+
+
+@shared_task(name="tanhui.run_job")
+def run_job(job_id: str) -> None:
+    imports.run(job_id, feed_rows.take_file_rows)
+
+
+@shared_task(name="tanhui.sweep_notifications")
+def sweep_notifications() -> None:
+    for notification_id in delivery.due(clock.now()):
+        nudge(deliver, notification_id)
+
+
+@shared_task(name="tanhui.sweep_jobs")
+def sweep_jobs() -> None:
+    for job_id in jobs.waiting(clock.now()):
+        nudge(run_job, job_id)
+
+
+@shared_task(name="tanhui.sweep_half_done")
+def sweep_half_done() -> None:
+    """Finish activities, redemptions, scans and links that a crash left half-way."""
+    now = clock.now()
+    _logged("activities", lambda: crediting.sweep(now))
+    _logged("redemptions", lambda: redemptions.sweep(now))
+    _logged("scans", lambda: vouchers.book_unbooked(now - crediting.SWEEP_AFTER))
+    for link in links.parked_open(now - crediting.SWEEP_AFTER):
+        feed.credit_parked(link)
+
+
+def _logged(what: str, sweep: Callable[[], int]) -> None:
+    finished = sweep()
+    if finished:
+        log.warning("the sweep finished %d %s", finished, what)
+
+
+def _pusher() -> Pusher | None:
+    app = firebase.client(current_app.conf.tanhui_firebase)
+    return FirebasePusher(app) if app is not None else None

@@ -1,0 +1,30 @@
+"""The addresses: each module is one blueprint, each view is parse, one call, answer."""
+
+from api.openapi import Blueprint
+from api.views import (
+    activities,
+    auth,
+    bank,
+    feeds,
+    grades,
+    me,
+    merchant,
+    operator,
+    system,
+    tokens,
+    wallet,
+)
+
+BLUEPRINTS: tuple[Blueprint, ...] = (
+    system.blueprint,
+    tokens.blueprint,
+    auth.blueprint,
+    me.blueprint,
+    activities.blueprint,
+    wallet.blueprint,
+    grades.blueprint,
+    feeds.blueprint,
+    merchant.blueprint,
+    bank.blueprint,
+    operator.blueprint,
+)

@@ -1,0 +1,257 @@
+"""What residents report: single and in batches, with every gram's reason."""
+
+from typing import Any
+
+import marshmallow as ma
+from flask import current_app, request
+from flask.views import MethodView
+from marshmallow import fields, validate
+
+from accounting import clock
+from accounting.errors import DomainError, NotFound
+from api import problems
+from api.idempotency import idempotent
+from api.numbers import Flag, Grams, Schema
+from api.openapi import Blueprint, refuses
+from api.paging import PageQuery, page, page_of, place
+from api.problems import Invalid, language
+from api.reports import ActivityAnswer, ReportFields, report_of, shown
+from api.security import OPEN, RESIDENT, caller, door
+from footprint import activities, explanation, methodology
+from footprint.activities import Activity
+from footprint.methodology import Behaviour
+from integrations import firebase
+from points import crediting
+
+BATCH_MAX = 100
+ATTESTATION = "X-Firebase-AppCheck"
+DEMO_ATTESTATION = "demo"
+
+blueprint = Blueprint("activities", __name__, description="Behaviours and activities")
+
+
+class Evidence(Schema):
+    kind = fields.String(required=True, validate=validate.OneOf(["sensor", "photo", "none"]))
+    recorder = fields.String(validate=validate.OneOf(["gps", "pedometer", "health_platform"]))
+    manual = Flag(load_default=False)
+
+
+class ActivityRequest(ReportFields):
+    evidence = fields.Nested(Evidence, load_default=lambda: {"kind": "none", "manual": False})
+
+
+class BatchRequest(Schema):
+    # Each item is read by itself, so that a bad one does not spoil its neighbours.
+    activities = fields.List(fields.Dict(), required=True, validate=validate.Length(1, BATCH_MAX))
+
+
+class ItemAnswer(ma.Schema):
+    status_code = fields.Integer(required=True)
+    activity = fields.Nested(ActivityAnswer)
+    problem = fields.Nested(problems.Problem)
+
+
+class BatchAnswer(ma.Schema):
+    results = fields.List(fields.Nested(ItemAnswer), required=True)
+
+
+class CapsAnswer(ma.Schema):
+    day_g = Grams(allow_none=True)
+    day_count = fields.Integer(allow_none=True)
+    month_count = fields.Integer(allow_none=True)
+
+
+class FactorAnswer(ma.Schema):
+    id = fields.String(required=True)
+    mg_num = fields.Integer(required=True)
+    mg_den = fields.Integer(required=True)
+
+
+class BehaviourAnswer(ma.Schema):
+    code = fields.String(required=True)
+    name = fields.String(required=True)
+    names = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
+    dimension = fields.String(required=True)
+    unit = fields.String(required=True)
+    enabled = fields.Boolean(required=True)
+    formula = fields.String(required=True)
+    factor = fields.Nested(FactorAnswer, required=True)
+    caps = fields.Nested(CapsAnswer, required=True)
+    maturity_hours = fields.Integer(required=True)
+    evidence = fields.List(fields.String(), required=True)
+    attributes = fields.Dict(
+        keys=fields.String(), values=fields.List(fields.String()), required=True
+    )
+    rules = fields.String(required=True)
+    source = fields.String(required=True)
+    confidence = fields.String(required=True)
+
+
+class BehavioursAnswer(ma.Schema):
+    methodology_version = fields.String(required=True)
+    items = fields.List(fields.Nested(BehaviourAnswer), required=True)
+
+
+class ExplanationAnswer(ma.Schema):
+    inputs = fields.Dict(required=True)
+    formula = fields.String(required=True)
+    steps = fields.List(fields.Dict(), required=True)
+    factors = fields.List(fields.Dict(), required=True)
+    caps = fields.Dict(required=True)
+    rounding = fields.String(required=True)
+    points = fields.Dict(required=True)
+    reduction_mg = fields.Integer(required=True)
+
+
+@blueprint.route("/v1/behaviours")
+class Behaviours(MethodView):
+    @door(OPEN)
+    @blueprint.response(200, BehavioursAnswer)
+    def get(self) -> dict[str, Any]:
+        """The methodology in force: what is credited, with factors, caps and sources"""
+        rules = methodology.in_force(clock.city_day(clock.now()))
+        return {
+            "methodology_version": rules.version,
+            "items": [_behaviour(one) for one in rules.behaviours.values()],
+        }
+
+
+@blueprint.route("/v1/activities")
+class Activities(MethodView):
+    @door(RESIDENT)
+    @refuses("source_event_conflict", "account_busy")
+    @blueprint.arguments(ActivityRequest)
+    @idempotent()
+    @blueprint.response(201, ActivityAnswer)
+    @blueprint.alt_response(200, schema=ActivityAnswer, description="Reported before")
+    def post(self, wanted: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Report one activity
+
+        It is answered 201 also when it is rejected or only recorded; the reasons say why.
+        """
+        activity, fresh = _report(wanted)
+        return shown(activity), 201 if fresh else 200
+
+    @door(RESIDENT)
+    @blueprint.arguments(PageQuery, location="query")
+    @blueprint.response(200, page_of(ActivityAnswer))
+    def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """My activities, newest first"""
+        at = place(wanted)
+        found = activities.of_resident(
+            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
+        )
+        answer = page(found, wanted, lambda activity: (activity.id,))
+        return answer | {"items": [shown(_settled(one)) for one in answer["items"]]}
+
+
+@blueprint.route("/v1/activities/batch")
+class ActivityBatch(MethodView):
+    @door(RESIDENT)
+    @blueprint.arguments(BatchRequest)
+    @idempotent()
+    @blueprint.response(200, BatchAnswer)
+    def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Report up to 100 activities; each has its own result, in order"""
+        return {"results": [_item(one) for one in wanted["activities"]]}
+
+
+@blueprint.route("/v1/activities/<activity_id>")
+class OneActivity(MethodView):
+    @door(RESIDENT)
+    @blueprint.response(200, ActivityAnswer)
+    def get(self, activity_id: str) -> dict[str, Any]:
+        """One of my activities"""
+        return shown(_mine(activity_id))
+
+
+@blueprint.route("/v1/activities/<activity_id>/explanation")
+class Explanation(MethodView):
+    @door(RESIDENT)
+    @blueprint.response(200, ExplanationAnswer)
+    def get(self, activity_id: str) -> dict[str, Any]:
+        """How the grams and points of an activity came about"""
+        return explanation.of(_mine(activity_id))
+
+
+def _report(wanted: dict[str, Any]) -> tuple[Activity, bool]:
+    resident = caller().id
+    return crediting.report(
+        resident,
+        report_of(wanted),
+        source=f"app:{resident}",
+        event_id=wanted["source_event_id"],
+        evidence=_evidence_class(wanted["evidence"]),
+    )
+
+
+def _item(raw: dict[str, Any]) -> dict[str, Any]:
+    try:
+        activity, fresh = _report(ActivityRequest().load(raw))
+    except ma.ValidationError as error:
+        return _refused(Invalid.of(error))
+    except DomainError as refusal:
+        return _refused(refusal)
+    return {"status_code": 201 if fresh else 200, "activity": shown(activity)}
+
+
+def _refused(refusal: DomainError) -> dict[str, Any]:
+    return {
+        "status_code": problems.STATUS[refusal.code],
+        "problem": problems.describe(refusal),
+    }
+
+
+def _mine(activity_id: str) -> Activity:
+    found = activities.by_id(activity_id)
+    if found is None or found.resident != caller().id:
+        raise NotFound()
+    return _settled(found)
+
+
+def _settled(activity: Activity) -> Activity:
+    """An activity a crash left without its outcome gets it now rather than at the next sweep."""
+    return activity if activity.state == activities.SETTLED else crediting.resume(activity)
+
+
+def _evidence_class(evidence: dict[str, Any]) -> str:
+    """B needs a sensor, no manual entry and an attested app; the client's word alone is D.
+
+    A photo is D as well, until somebody has reviewed it.
+    """
+    if evidence["kind"] == "sensor" and not evidence["manual"] and _attested():
+        return "B"
+    return "D"
+
+
+def _attested() -> bool:
+    token = request.headers.get(ATTESTATION)
+    if not token:
+        return False
+    if current_app.extensions["config"].demo and token == DEMO_ATTESTATION:
+        return True
+    return firebase.verify_app_check(current_app.extensions["firebase"], token)
+
+
+def _behaviour(one: Behaviour) -> dict[str, Any]:
+    return {
+        "code": one.code,
+        "name": one.name[language()],
+        "names": dict(one.name),
+        "dimension": one.dimension,
+        "unit": one.unit,
+        "enabled": one.enabled,
+        "formula": one.formula_text,
+        "factor": {"id": one.factor_id, "mg_num": one.mg_num, "mg_den": one.mg_den},
+        "caps": {
+            "day_g": one.caps.day_mg,
+            "day_count": one.caps.day_count,
+            "month_count": one.caps.month_count,
+        },
+        "maturity_hours": int(one.maturity.total_seconds()) // 3600,
+        "evidence": sorted(one.accepts),
+        "attributes": {"required": list(one.required), "optional": list(one.optional)},
+        "rules": one.rules_text,
+        "source": one.source,
+        "confidence": one.confidence,
+    }

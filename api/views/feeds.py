@@ -1,0 +1,207 @@
+"""Data partners: batches of rows, files as jobs, link codes, taking a row back."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import marshmallow as ma
+import simplejson
+from flask import Response, request
+from flask.views import MethodView
+from marshmallow import fields, validate
+
+from accounting import jobs, links, vault
+from accounting.errors import DomainError, NotFound
+from accounting.jobs import Job
+from api import problems, tasks
+from api.feed_rows import partner_of, take_rows
+from api.idempotency import idempotent
+from api.numbers import Schema
+from api.openapi import Blueprint, refuses
+from api.problems import UnsupportedMediaType, language
+from api.reports import ActivityAnswer, shown
+from api.security import DATA, OPERATOR, caller, door
+from integrations import feeds as files
+from integrations import imports
+from points import feed
+from points.feed import Taken
+
+ROWS_MAX = 1_000
+ACTIVITY_FILE = "activities"
+
+blueprint = Blueprint("feeds", __name__, description="Data partners")
+
+
+class RowsRequest(Schema):
+    # Each row is read by itself, so that a bad one does not spoil its neighbours.
+    activities = fields.List(fields.Dict(), required=True, validate=validate.Length(1, ROWS_MAX))
+
+
+class RowAnswer(ma.Schema):
+    status_code = fields.Integer(required=True)
+    activity = fields.Nested(ActivityAnswer)
+    problem = fields.Nested(problems.Problem)
+
+
+class RowsAnswer(ma.Schema):
+    results = fields.List(fields.Nested(RowAnswer), required=True)
+
+
+class LinkCodeRequest(Schema):
+    external_id = fields.String(required=True, validate=validate.Length(1, 128))
+
+
+class LinkCodeAnswer(ma.Schema):
+    link_code = fields.String(required=True)
+    expires_in = fields.Integer(required=True)
+
+
+class RowReverseRequest(Schema):
+    reason = fields.String(required=True, validate=validate.Length(1, 500))
+
+
+class QueuedAnswer(ma.Schema):
+    job_id = fields.String(required=True)
+
+
+class JobAnswer(ma.Schema):
+    job_id = fields.String(required=True)
+    kind = fields.String(required=True)
+    state = fields.String(required=True)
+    total = fields.Integer(required=True, allow_none=True)
+    done = fields.Integer(required=True)
+    credited = fields.Integer(required=True)
+    pending = fields.Integer(required=True)
+    recorded = fields.Integer(required=True)
+    rejected = fields.Integer(required=True)
+    duplicate = fields.Integer(required=True)
+    parked = fields.Integer(required=True)
+    progress = fields.Integer(required=True, metadata={"description": "Percent of the bytes."})
+    rows_per_second = fields.Integer(required=True)
+    errors_url = fields.String(required=True)
+    failure = fields.String(required=True, allow_none=True)
+
+
+@blueprint.route("/v1/feeds/activities")
+class Feed(MethodView):
+    @door(DATA, scope="feeds:write")
+    @blueprint.arguments(RowsRequest)
+    @idempotent()
+    @blueprint.response(200, RowsAnswer)
+    def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Hand over up to 1,000 rows; each has its own result, in order"""
+        taken = take_rows(partner_of(caller().client()), wanted["activities"])
+        return {"results": [_result(one) for one in taken]}
+
+
+@blueprint.route("/v1/feeds/activities/<source_event_id>/reverse")
+class ReversedRow(MethodView):
+    @door(DATA, scope="feeds:write")
+    @refuses("nothing_to_reverse", "account_busy")
+    @blueprint.arguments(RowReverseRequest)
+    @idempotent()
+    @blueprint.response(200, ActivityAnswer)
+    def post(self, wanted: dict[str, Any], source_event_id: str) -> dict[str, Any]:
+        """Take a row back (a refund, a cancelled ride)"""
+        partner = partner_of(caller().client())
+        return shown(feed.reverse(partner, source_event_id, wanted["reason"]))
+
+
+@blueprint.route("/v1/feeds/link-codes")
+class LinkCodes(MethodView):
+    @door(DATA, scope="feeds:write")
+    @blueprint.arguments(LinkCodeRequest)
+    @idempotent(secrets=("link_code",))
+    @blueprint.response(201, LinkCodeAnswer)
+    def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """A code for the holder of one of my ids, to link it with"""
+        code, lifetime = links.issue_code(caller().id, wanted["external_id"])
+        return {"link_code": code, "expires_in": int(lifetime.total_seconds())}
+
+
+@blueprint.route("/v1/feeds/activities/files")
+class FeedFiles(MethodView):
+    @door(DATA, scope="feeds:write", body_max=None)
+    @refuses("unsupported_media_type", "payload_too_large")
+    @idempotent(streamed=True)
+    @blueprint.response(202, QueuedAnswer)
+    def post(self) -> tuple[dict[str, Any], int, dict[str, str]]:
+        """Hand over a file of rows, NDJSON or CSV, gzip allowed
+
+        The bytes are stored before the answer; the job reads them.
+        """
+        if request.mimetype not in files.FORMATS:
+            raise UnsupportedMediaType(" or ".join(files.FORMATS))
+        job = imports.store(
+            ACTIVITY_FILE,
+            caller().id,
+            request.stream,
+            media_type=request.mimetype,
+            gzipped=request.headers.get("Content-Encoding", "").lower() == "gzip",
+        )
+        tasks.nudge(tasks.run_job, job.id)
+        return {"job_id": job.id}, 202, {"Location": f"/v1/jobs/{job.id}"}
+
+
+@blueprint.route("/v1/jobs/<job_id>")
+class OneJob(MethodView):
+    @door(DATA, OPERATOR, scope="feeds:write")
+    @blueprint.response(200, JobAnswer)
+    def get(self, job_id: str) -> dict[str, Any]:
+        """How far a job is"""
+        return _job(_mine(job_id))
+
+
+@blueprint.route("/v1/jobs/<job_id>/errors")
+class JobErrors(MethodView):
+    @door(DATA, OPERATOR, scope="feeds:write")
+    @blueprint.response(200, description="One refused row a line", content_type=files.NDJSON)
+    def get(self, job_id: str) -> Response:
+        """The rows a job could not take, as NDJSON `{row, code, message, input}`"""
+        return Response(_error_lines(_mine(job_id).id, language()), mimetype=files.NDJSON)
+
+
+def _result(one: Taken) -> dict[str, Any]:
+    if one.refusal is not None:
+        return _refused(one.refusal)
+    assert one.activity is not None, "a row has an activity or a refusal"
+    return {"status_code": 201 if one.fresh else 200, "activity": shown(one.activity)}
+
+
+def _refused(refusal: DomainError) -> dict[str, Any]:
+    return {
+        "status_code": problems.STATUS[refusal.code],
+        "problem": problems.describe(refusal),
+    }
+
+
+def _mine(job_id: str) -> Job:
+    job = jobs.get(job_id)
+    if job is None or (caller().kind is not OPERATOR and job.owner != caller().id):
+        raise NotFound()
+    return job
+
+
+def _job(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        "total": job.total,
+        "done": job.done,
+        **job.counts,
+        "progress": 100 if job.state == jobs.DONE else job.progress,
+        "rows_per_second": job.rows_per_second,
+        "errors_url": f"/v1/jobs/{job.id}/errors",
+        "failure": job.failure,
+    }
+
+
+def _error_lines(job_id: str, to: str) -> Iterator[str]:
+    for row in jobs.errors(job_id):
+        shown_row = {
+            "row": row["row"],
+            "code": row["code"],
+            "message": row["message"][to],
+            "input": vault.decrypt(row["input_sealed"], "job-error"),
+        }
+        yield simplejson.dumps(shown_row, ensure_ascii=False) + "\n"

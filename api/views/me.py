@@ -1,0 +1,326 @@
+"""The resident's own account: preferences, links, devices, inbox, milestones, footprint summary."""
+
+from datetime import date
+from typing import Any
+
+import marshmallow as ma
+from flask.views import MethodView
+from marshmallow import fields, validate
+
+from accounting import accounts, clients, clock, links, outbox
+from accounting.accounts import Resident
+from accounting.clients import Kind
+from accounting.errors import NotFound, Unauthenticated
+from accounting.links import Link
+from accounting.outbox import Notification
+from api.idempotency import idempotent
+from api.numbers import CityDay, Flag, Grams, Instant, Schema
+from api.openapi import Blueprint, refuses
+from api.paging import PageQuery, page, page_of, place
+from api.problems import Invalid, language
+from api.security import RESIDENT, caller, door
+from footprint import methodology, summaries
+from integrations import devices
+from points import feed, milestones
+
+DISTRICT_CHARS_MAX = 64
+RANGE_DAYS_MAX = 800
+CLOCK = validate.Regexp(r"^([01][0-9]|2[0-3]):[0-5][0-9]\Z")
+
+blueprint = Blueprint("me", __name__, description="The resident's own account")
+
+
+class QuietHours(Schema):
+    """City time; `from` later than `to` spans midnight."""
+
+    class Meta:
+        unknown = ma.RAISE
+        include = {
+            "from": fields.String(required=True, validate=CLOCK),
+            "to": fields.String(required=True, validate=CLOCK),
+        }
+
+
+class PushPreferences(Schema):
+    service = Flag()
+    marketing = Flag()
+
+
+class MeRequest(Schema):
+    display_name = fields.String(allow_none=True, validate=validate.Length(1, 40))
+    district = fields.String(allow_none=True, validate=validate.Length(1, DISTRICT_CHARS_MAX))
+    language = fields.String(validate=validate.OneOf(["zh", "en"]))
+    quiet_hours = fields.Nested(QuietHours, allow_none=True)
+    push = fields.Nested(PushPreferences)
+
+
+class MeAnswer(ma.Schema):
+    resident_id = fields.String(required=True, attribute="id")
+    display_name = fields.String(required=True, allow_none=True)
+    district = fields.String(required=True, allow_none=True)
+    language = fields.String(required=True)
+    quiet_hours = fields.Dict(
+        keys=fields.String(), values=fields.String(), required=True, allow_none=True
+    )
+    push = fields.Dict(keys=fields.String(), values=fields.Boolean(), required=True)
+
+
+class LinkRequest(Schema):
+    partner_id = fields.String(required=True, validate=validate.Length(1, 64))
+    external_id = fields.String(required=True, validate=validate.Length(1, 128))
+    link_code = fields.String(validate=validate.Length(1, 32))
+
+
+class LinkAnswer(ma.Schema):
+    id = fields.String(required=True)
+    partner_id = fields.String(required=True)
+    external_id = fields.String(required=True)
+    linked_at = Instant(required=True)
+
+
+class DeviceRequest(Schema):
+    token = fields.String(required=True, validate=validate.Length(1, 4_096))
+    platform = fields.String(required=True, validate=validate.OneOf(devices.PLATFORMS))
+
+
+class DeviceAnswer(ma.Schema):
+    id = fields.String(required=True)
+    platform = fields.String(required=True)
+
+
+class NotificationAnswer(ma.Schema):
+    id = fields.String(required=True)
+    type = fields.String(required=True)
+    category = fields.String(required=True)
+    title = fields.String(required=True)
+    body = fields.String(required=True)
+    deep_link = fields.String(required=True)
+    created_at = Instant(required=True)
+    read_at = Instant(required=True, allow_none=True)
+    delivery = fields.String(required=True)
+
+
+class InboxAnswer(page_of(NotificationAnswer)):  # type: ignore[misc]
+    unread = fields.Integer(required=True)
+
+
+class MilestoneAnswer(ma.Schema):
+    milestone = fields.String(required=True)
+    kg = fields.Integer(required=True)
+    reached_at = Instant(required=True)
+
+
+class NextMilestone(ma.Schema):
+    kg = fields.Integer(required=True)
+
+
+class MilestonesAnswer(ma.Schema):
+    reached = fields.List(fields.Nested(MilestoneAnswer), required=True)
+    next = fields.Nested(NextMilestone, required=True, allow_none=True)
+
+
+class SummaryQuery(Schema):
+    """City days, both included; without them the month to date."""
+
+    class Meta:
+        unknown = ma.RAISE
+        include = {"from": CityDay(), "to": CityDay()}
+
+    by = fields.String(load_default="day", validate=validate.OneOf(["day", "month"]))
+
+
+class Sums(ma.Schema):
+    reduction_g = Grams(required=True)
+    points = fields.Integer(required=True)
+    count = fields.Integer(required=True)
+
+
+class Period(Sums):
+    period = fields.String(required=True)
+
+
+class SummaryAnswer(ma.Schema):
+    reduction_g = Grams(required=True)
+    points = fields.Integer(required=True)
+    by_behaviour = fields.Dict(keys=fields.String(), values=fields.Nested(Sums), required=True)
+    by_dimension = fields.Dict(keys=fields.String(), values=fields.Nested(Sums), required=True)
+    series = fields.List(fields.Nested(Period), required=True)
+
+
+@blueprint.route("/v1/me")
+class Me(MethodView):
+    @door(RESIDENT)
+    @blueprint.response(200, MeAnswer)
+    def get(self) -> Resident:
+        """My account and preferences"""
+        resident = accounts.get(caller().id)
+        if resident is None:
+            raise Unauthenticated()
+        return resident
+
+    @door(RESIDENT)
+    @blueprint.arguments(MeRequest)
+    @blueprint.response(200, MeAnswer)
+    def patch(self, wanted: dict[str, Any]) -> Resident:
+        """Change my preferences; what is left out stays"""
+        return accounts.change(caller().id, wanted)
+
+
+@blueprint.route("/v1/me/links")
+class Links(MethodView):
+    @door(RESIDENT)
+    @refuses("already_linked", "invalid_link_code")
+    @blueprint.arguments(LinkRequest)
+    @idempotent()
+    @blueprint.response(201, LinkAnswer)
+    def post(self, wanted: dict[str, Any]) -> Link:
+        """Bind a partner's id (a card, an account) to me
+
+        What the partner reported for it in the last 90 days is credited. Unless the partner's
+        policy waives it, the code the partner issued for that id is needed.
+        """
+        partner = clients.of_subject(Kind.DATA, wanted["partner_id"])
+        if partner is None:
+            raise Invalid([("/partner_id", "There is no such partner.")])
+        external_id = wanted["external_id"]
+        if links.resident_of(wanted["partner_id"], external_id) is not None:
+            raise links.AlreadyLinked()
+        if partner.policy.get("link_code_required", True):
+            links.check_code(wanted["partner_id"], external_id, wanted.get("link_code"))
+        link = links.link(caller().id, wanted["partner_id"], external_id)
+        feed.credit_parked(link)
+        return link
+
+    @door(RESIDENT)
+    @blueprint.arguments(PageQuery, location="query")
+    @blueprint.response(200, page_of(LinkAnswer))
+    def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """My links, newest first"""
+        at = place(wanted)
+        found = links.of_resident(
+            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
+        )
+        return page(found, wanted, lambda link: (link.id,))
+
+
+@blueprint.route("/v1/me/links/<link_id>")
+class OneLink(MethodView):
+    @door(RESIDENT)
+    @blueprint.response(204)
+    def delete(self, link_id: str) -> None:
+        """End a link; what it earned stays"""
+        if not links.unlink(caller().id, link_id):
+            raise NotFound()
+
+
+@blueprint.route("/v1/me/devices")
+class Devices(MethodView):
+    @door(RESIDENT)
+    @blueprint.arguments(DeviceRequest)
+    @idempotent()
+    @blueprint.response(201, DeviceAnswer)
+    def post(self, wanted: dict[str, Any]) -> devices.Device:
+        """Register a phone for notifications"""
+        return devices.register(caller().id, wanted["token"], wanted["platform"])
+
+
+@blueprint.route("/v1/me/devices/<device_id>")
+class OneDevice(MethodView):
+    @door(RESIDENT)
+    @blueprint.response(204)
+    def delete(self, device_id: str) -> None:
+        """Remove a phone"""
+        if not devices.forget(caller().id, device_id):
+            raise NotFound()
+
+
+@blueprint.route("/v1/me/notifications")
+class Notifications(MethodView):
+    @door(RESIDENT)
+    @blueprint.arguments(PageQuery, location="query")
+    @blueprint.response(200, InboxAnswer)
+    def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """My inbox, newest first"""
+        at = place(wanted)
+        found = outbox.inbox(caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1)
+        answer = page(found, wanted, lambda row: (row.id,))
+        shown = [_notification(row) for row in answer["items"]]
+        return answer | {"items": shown, "unread": outbox.unread(caller().id)}
+
+
+@blueprint.route("/v1/me/notifications/<notification_id>/read")
+class ReadNotification(MethodView):
+    @door(RESIDENT)
+    @idempotent()
+    @blueprint.response(204)
+    def post(self, notification_id: str) -> None:
+        """Mark one as read"""
+        if not outbox.mark_read(caller().id, notification_id):
+            raise NotFound()
+
+
+@blueprint.route("/v1/me/milestones")
+class Milestones(MethodView):
+    @door(RESIDENT)
+    @blueprint.response(200, MilestonesAnswer)
+    def get(self) -> dict[str, Any]:
+        """Milestones reached, and the next one"""
+        reached, following = milestones.of_resident(caller().id)
+        return {"reached": reached, "next": {"kg": following} if following else None}
+
+
+@blueprint.route("/v1/me/summary")
+class Summary(MethodView):
+    @door(RESIDENT)
+    @blueprint.arguments(SummaryQuery, location="query")
+    @blueprint.response(200, SummaryAnswer)
+    def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """What I avoided and earned, by behaviour, dimension, day or month"""
+        first, last = _range(wanted)
+        cells = summaries.between(caller().id, first, last).cells
+        behaviours: dict[str, dict[str, int]] = {}
+        dimensions: dict[str, dict[str, int]] = {}
+        series: dict[str, dict[str, int]] = {}
+        for cell in cells:
+            period = cell.day if wanted["by"] == "day" else cell.day[:7]
+            for sums, name in (
+                (behaviours, cell.behaviour),
+                (dimensions, methodology.dimension_of(cell.behaviour)),
+                (series, period),
+            ):
+                held = sums.setdefault(name, {"reduction_g": 0, "points": 0, "count": 0})
+                held["reduction_g"] += cell.mg
+                held["points"] += cell.points
+                held["count"] += cell.count
+        return {
+            "reduction_g": sum(cell.mg for cell in cells),
+            "points": sum(cell.points for cell in cells),
+            "by_behaviour": behaviours,
+            "by_dimension": dimensions,
+            "series": [{"period": period, **sums} for period, sums in sorted(series.items())],
+        }
+
+
+def _range(wanted: dict[str, Any]) -> tuple[date, date]:
+    today = clock.city_day(clock.now())
+    last: date = wanted.get("to", today)
+    first: date = wanted.get("from", last.replace(day=1))
+    if first > last:
+        raise Invalid([("/from", "Must not lie after to.")])
+    if (last - first).days > RANGE_DAYS_MAX:
+        raise Invalid([("/from", f"At most {RANGE_DAYS_MAX} days.")])
+    return first, last
+
+
+def _notification(row: Notification) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "type": row.type,
+        "category": row.category,
+        "title": row.title[language()],
+        "body": row.body[language()],
+        "deep_link": row.deep_link,
+        "created_at": row.created_at,
+        "read_at": row.read_at,
+        "delivery": row.delivery,
+    }

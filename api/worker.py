@@ -1,0 +1,13 @@
+"""The entry of `celery -A api.worker`: worker and beat, wired like the API."""
+
+import os
+
+from accounting import storage, vault
+from api import logs, tasks
+from api.config import Config
+
+config = Config.from_env(os.environ)
+vault.configure(config.secret)
+storage.connect(config.mongodb_uri)
+logs.configure(config.log_level)
+celery = tasks.make_celery(config)

@@ -1,0 +1,1 @@
+"""The resident footprint: methodology, activities, bills, summaries and the personal grade."""

@@ -1,0 +1,220 @@
+"""Activities: what residents and partners reported, stored once, and what became of it.
+
+A fact is unique on `(source, event_id)` for ever. It is `received` until the book has its entry,
+then `settled`; a retry or the sweeper resumes a received one. The entry is the truth, the activity
+a copy of its outcome for reading.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import mongoengine as me
+from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from accounting import storage
+from accounting.errors import DomainError
+from accounting.ids import new_id
+
+RECEIVED, SETTLED = "received", "settled"
+
+
+class SourceEventConflict(DomainError):
+    """Facts: source_event_id."""
+
+    code = "source_event_conflict"
+    en = "source_event_id {source_event_id} was already sent with other content."
+    zh = "source_event_id {source_event_id} 已用于内容不同的上报。"
+
+
+@storage.indexed
+class ActivityDocument(me.Document):
+    id = me.StringField(primary_key=True)
+    resident = me.StringField(required=True)
+    source = me.StringField(required=True)
+    event_id = me.StringField(required=True)
+    fingerprint = me.StringField(required=True)
+    behaviour = me.StringField(required=True)
+    quantity = me.StringField(required=True)
+    start = me.DateTimeField(required=True)
+    end = me.DateTimeField()
+    attributes = me.DictField()
+    evidence = me.StringField(required=True)
+    methodology = me.StringField(required=True)
+    received_at = me.DateTimeField(required=True)
+    verdict = me.StringField()
+    reasons = me.ListField(me.StringField())
+    claim = me.DictField()
+    line = me.StringField()
+    state = me.StringField(required=True)
+    status = me.StringField()
+    mg = me.IntField()
+    points = me.IntField()
+    mature_at = me.DateTimeField()
+    merged_into = me.StringField()
+    seq = me.IntField()
+
+    meta = {
+        "collection": "activities",
+        "auto_create_index": False,
+        "indexes": [
+            {"fields": ["source", "event_id"], "unique": True},
+            # Ids sort by time of arrival: newest first for a resident is this index backwards.
+            {"fields": ["resident", "_id"]},
+            {
+                "fields": ["received_at"],
+                "name": "unsettled",
+                "partialFilterExpression": {"state": RECEIVED},
+            },
+        ],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """One stored activity. `quantity` is decimal text; `line` and the claim are keyed hashes."""
+
+    id: str
+    resident: str
+    source: str
+    event_id: str
+    fingerprint: str
+    behaviour: str
+    quantity: str
+    start: datetime
+    end: datetime | None
+    attributes: dict[str, Any]
+    evidence: str
+    methodology: str
+    received_at: datetime
+    verdict: str | None
+    reasons: tuple[str, ...]
+    claim: dict[str, str] | None
+    line: str | None
+    state: str = RECEIVED
+    status: str | None = None
+    mg: int = 0
+    points: int = 0
+    mature_at: datetime | None = None
+    merged_into: str | None = None
+    seq: int | None = None
+
+    @property
+    def amount(self) -> Decimal:
+        return Decimal(self.quantity)
+
+    @property
+    def over(self) -> datetime:
+        return self.end or self.start
+
+    def status_at(self, now: datetime) -> str:
+        """The status to show: credited points that are not mature yet are `pending`."""
+        assert self.status is not None, f"{self.id} is not settled"
+        if self.status == "credited" and self.mature_at is not None and self.mature_at > now:
+            return "pending"
+        return self.status
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an activity."""
+
+    status: str
+    reasons: tuple[str, ...] = ()
+    mg: int = 0
+    points: int = 0
+    mature_at: datetime | None = None
+    merged_into: str | None = None
+    seq: int | None = None
+
+
+def _collection() -> "Collection[storage.Doc]":
+    # Local reads: an outcome is copied without waiting for the majority (see `settle`).
+    return storage.strong(ActivityDocument._get_collection()).with_options(
+        read_concern=ReadConcern("local")
+    )
+
+
+def receive(fact: Activity) -> tuple[Activity, bool]:
+    """Store a fact once; returns what is stored and whether it was new.
+
+    Raises `SourceEventConflict` when the same source sent this event id with other content.
+    """
+    document = {name: getattr(fact, name) for name in fact.__slots__ if name != "id"}
+    document = {"_id": fact.id, **document, "reasons": list(fact.reasons)}
+    try:
+        _collection().insert_one(document)
+    except DuplicateKeyError:
+        earlier = _collection().find_one({"source": fact.source, "event_id": fact.event_id})
+        assert earlier is not None, "activities are never deleted"
+        if earlier["fingerprint"] != fact.fingerprint:
+            raise SourceEventConflict(source_event_id=fact.event_id) from None
+        return _activity(earlier), False
+    return fact, True
+
+
+def settle(activity: Activity, outcome: Outcome) -> Activity:
+    """Write the outcome beside the fact. Safe to repeat: the same entry gives the same outcome.
+
+    The outcome is a copy of what the entry says, so it does not wait for the journal: were it lost,
+    the fact would be `received` again and the next reader or the sweeper would copy it once more.
+    """
+    copies = ActivityDocument._get_collection().with_options(write_concern=WriteConcern(w=1))
+    found = copies.find_one_and_update(
+        {"_id": activity.id},
+        {
+            "$set": {
+                "state": SETTLED,
+                "status": outcome.status,
+                "reasons": list(outcome.reasons),
+                "mg": outcome.mg,
+                "points": outcome.points,
+                "mature_at": outcome.mature_at,
+                "merged_into": outcome.merged_into,
+                "seq": outcome.seq,
+            }
+        },
+        return_document=True,
+    )
+    assert found is not None, activity.id
+    return _activity(found)
+
+
+def by_id(activity_id: str) -> Activity | None:
+    found = _collection().find_one({"_id": activity_id})
+    return _activity(found) if found else None
+
+
+def of_resident(resident: str, *, before: str | None, limit: int) -> list[Activity]:
+    """Newest first; `before` is the id of the last one of the page before."""
+    wanted: dict[str, Any] = {"resident": resident}
+    if before is not None:
+        wanted["_id"] = {"$lt": before}
+    return [_activity(found) for found in _collection().find(wanted).sort("_id", -1).limit(limit)]
+
+
+def by_event(source: str, event_id: str) -> Activity | None:
+    found = _collection().find_one({"source": source, "event_id": event_id})
+    return _activity(found) if found else None
+
+
+def unsettled(received_before: datetime, limit: int) -> Iterator[Activity]:
+    """Facts a crash left without an outcome, oldest first."""
+    wanted = {"state": RECEIVED, "received_at": {"$lt": received_before}}
+    for found in _collection().find(wanted).sort("received_at", 1).limit(limit):
+        yield _activity(found)
+
+
+def new_activity_id() -> str:
+    return new_id("act")
+
+
+def _activity(document: storage.Doc) -> Activity:
+    fields = {name: document[name] for name in Activity.__slots__ if name != "id"}
+    fields["reasons"] = tuple(fields["reasons"])
+    return Activity(id=document["_id"], **fields)

@@ -1,0 +1,355 @@
+"""From a report to a judged fact, and from a fact to what the book should say about it.
+
+`fact_of` does what needs no state: assess, hash what must be unique, forget what no rule needs.
+`judge` runs inside the posting loop: it reads the account's own entries after the head, so what it
+saw changes only together with a new entry.
+"""
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from accounting import book, clock, vault
+from accounting.book import Head, Line, State
+from footprint import activities, methodology, rules
+from footprint.activities import Activity
+from footprint.methodology import Behaviour, ClaimRule, Methodology
+from footprint.rules import Counts, Report
+
+UNIT, REDUCTION, BASELINE = "co2e_mg", "reduction", "baseline:city"
+# Day counters of the newest days live in the state; older days are summed from their entries.
+DAYS_KEPT = 3
+
+
+def fact_of(
+    report: Report,
+    *,
+    resident: str,
+    source: str,
+    event_id: str,
+    evidence: str,
+    received_at: datetime,
+    activity_id: str | None = None,
+) -> Activity:
+    """The fact to store for one report: assessed, with everything external as keyed hashes.
+
+    A row that was parked before brings the id it was answered with.
+    """
+    rules_now = methodology.in_force(clock.city_day(report.start))
+    behaviour = rules_now.behaviours[report.behaviour]
+    assessment = rules.assess(
+        rules_now, behaviour, report, evidence=evidence, received_at=received_at
+    )
+    activity_id = activity_id or activities.new_activity_id()
+    line = report.attributes.get("line")
+    return Activity(
+        id=activity_id,
+        resident=resident,
+        source=source,
+        event_id=event_id,
+        fingerprint=fingerprint(report, evidence),
+        behaviour=report.behaviour,
+        quantity=format(report.quantity.normalize(), "f"),
+        start=report.start,
+        end=report.end,
+        attributes=dict(rules.without_attributes(report).attributes),
+        evidence=evidence,
+        methodology=rules_now.version,
+        received_at=received_at,
+        verdict=assessment.verdict,
+        reasons=assessment.reasons,
+        claim=_claim(behaviour, report, resident, activity_id),
+        line=vault.keyed_hash("line", str(line)) if line else None,
+    )
+
+
+def fingerprint(report: Report, evidence: str) -> str:
+    """The hash of what was asked; numbers and instants in one spelling, attributes in order."""
+    return book.fingerprint(
+        report.behaviour,
+        format(report.quantity.normalize(), "f"),
+        clock.cut(report.start).isoformat(),
+        clock.cut(report.end).isoformat() if report.end else "",
+        evidence,
+        *(f"{name}={value}" for name, value in sorted(report.attributes.items())),
+    )
+
+
+def _claim(
+    behaviour: Behaviour, report: Report, resident: str, activity_id: str
+) -> dict[str, str] | None:
+    rule: ClaimRule | None = behaviour.claim
+    if rule is None or rule.attribute not in report.attributes:
+        return None
+    day = clock.city_day(report.start)
+    scopes = {
+        "resident": resident,
+        "day": day.isoformat(),
+        "month": clock.month_of(day),
+        "billing_month": str(report.attributes.get("billing_month", "")),
+    }
+    value = "\x1f".join([str(report.attributes[rule.attribute])] + [scopes[s] for s in rule.within])
+    owner = activity_id if rule.held_by == "activity" else f"{resident}/{behaviour.code}"
+    return {
+        "kind": rule.kind,
+        "value": vault.keyed_hash("claimed", value),
+        "owner": owner,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the rules say about a fact on a given state of the account."""
+
+    status: str
+    reasons: tuple[str, ...]
+    mg: int
+    lines: tuple[Line, ...]
+    after: State
+    refs: dict[str, Any]
+    merged_into: str | None = None
+
+
+def judge(activity: Activity, head: Head, now: datetime, *, claim_lost: bool) -> Judgement:
+    """Judge a fact on the newest state of its resident; pure but for reads of the account."""
+    rules_then = methodology.version(activity.methodology)
+    behaviour = rules_then.behaviours[activity.behaviour]
+    report = report_of(activity)
+    day = clock.city_day(report.start)
+    refused: str | None = "already_credited" if claim_lost else None
+    if refused is None and behaviour.is_trip:
+        refused = _conflict(activity, behaviour, report, day)
+    if refused is not None:
+        refs = _refs(activity, "rejected", (refused,), 0, 0, None)
+        return Judgement("rejected", (refused,), 0, (), {}, refs)
+    counters = _Counters.load(head, now)
+    credit = rules.credit(
+        rules_then,
+        behaviour,
+        report,
+        counters.counts(activity.resident, behaviour, day),
+    )
+    reasons = credit.reasons
+    if rules_then.stale(clock.city_day(activity.received_at)):
+        reasons += ("stale_factor",)
+    status = "merged" if credit.merged_into else "capped" if credit.reasons else "credited"
+    refs = _refs(activity, status, reasons, credit.mg, credit.counted, credit.merged_into)
+    refs["gross_mg"] = credit.gross_mg
+    if behaviour.formula == "capped_steps" and credit.counted:
+        refs["best"] = activity.quantity
+    refs["overall"] = behaviour.dimension in rules_then.overall_dimensions
+    refs["bank_grade"] = (
+        behaviour.bank_grade
+        and activity.evidence in ("A", "B")
+        and not rules_then.past_grace(clock.city_day(activity.received_at))
+    )
+    refs["steps"] = [[step.rule, step.mg, step.limit] for step in credit.steps]
+    counters.add(day, refs)
+    return Judgement(
+        status=status,
+        reasons=reasons,
+        mg=credit.mg,
+        lines=reduction_lines(credit.mg),
+        after={"lifetime_mg": lifetime_mg(head) + credit.mg, "caps": counters.dump()},
+        refs=refs,
+        merged_into=credit.merged_into,
+    )
+
+
+def reduction_lines(mg: int) -> tuple[Line, ...]:
+    """Milligrams avoided, against the city's baseline; none for zero."""
+    return (Line(UNIT, BASELINE, -mg), Line(UNIT, REDUCTION, mg)) if mg else ()
+
+
+def report_of(activity: Activity) -> Report:
+    """The report as the fact keeps it."""
+    return Report(
+        behaviour=activity.behaviour,
+        quantity=activity.amount,
+        start=activity.start,
+        end=activity.end,
+        attributes=activity.attributes,
+    )
+
+
+def undone(activity: Activity, refs: dict[str, Any], head: Head, now: datetime) -> State:
+    """The footprint's state after an activity was taken back: grams and counters reopen."""
+    counters = _Counters.load(head, now)
+    counters.add(clock.city_day(activity.start), undo_refs(refs))
+    return {"lifetime_mg": lifetime_mg(head) - refs["mg"], "caps": counters.dump()}
+
+
+def undo_refs(refs: dict[str, Any]) -> dict[str, Any]:
+    """The refs of the entry that takes an activity back: the same, with the amounts negated."""
+    negated = {name: -refs[name] for name in ("mg", "counted", "gross_mg")}
+    return {**refs, **negated, "status": "reversed", "best": None}
+
+
+def _refs(
+    activity: Activity,
+    status: str,
+    reasons: tuple[str, ...],
+    mg: int,
+    counted: int,
+    merged_into: str | None,
+) -> dict[str, Any]:
+    """What the entry keeps of the activity: enough to rebuild counters, summaries and reasons."""
+    return {
+        "activity": activity.id,
+        "behaviour": activity.behaviour,
+        "methodology": activity.methodology,
+        "evidence": activity.evidence,
+        "start": activity.start,
+        "end": activity.end,
+        "line": activity.line,
+        "quantity": activity.quantity,
+        "status": status,
+        "reasons": list(reasons),
+        "mg": mg,
+        "counted": counted,
+        "gross_mg": mg,
+        "overall": False,
+        "bank_grade": False,
+        "merged_into": merged_into,
+        "best": None,
+    }
+
+
+def lifetime_mg(head: Head) -> int:
+    """Milligrams credited over the life of the account, net of what was taken back."""
+    return int(head.after.get("lifetime_mg", 0))
+
+
+def _conflict(activity: Activity, behaviour: Behaviour, report: Report, day: date) -> str | None:
+    """Whether another credited trip of the resident overlaps this one, or was boarded too close."""
+    last = clock.city_day(report.over)
+    gap_min = behaviour.plausible.gap_minutes_min
+    taken_back = set()
+    trips: list[dict[str, Any]] = []
+    for entry in book.on_days(activity.resident, day - timedelta(days=1), last + timedelta(days=1)):
+        refs = entry.refs
+        if refs.get("status") == "reversed":
+            taken_back.add(refs["activity"])
+        elif _is_credited_trip(refs) and refs["activity"] != activity.id:
+            trips.append(refs)
+    for refs in trips:
+        if refs["activity"] in taken_back:
+            continue
+        if gap_min is not None and refs["line"] is not None and refs["line"] == activity.line:
+            if abs(refs["start"] - report.start) < timedelta(minutes=gap_min):
+                return "boarding_too_soon"
+        if rules.overlaps(report, refs["start"], refs["end"] or refs["start"]):
+            return "overlapping_trip"
+    return None
+
+
+def _is_credited_trip(refs: dict[str, Any]) -> bool:
+    if "behaviour" not in refs or refs["status"] not in ("credited", "capped"):
+        return False
+    version: Methodology = methodology.version(refs["methodology"])
+    return version.behaviours[refs["behaviour"]].is_trip
+
+
+class _Counters:
+    """Cap counters of the newest days and months, kept in the state; late days are summed.
+
+    A day inside the kept window has exact counters: either they were carried along, or the day is
+    younger than every entry so far and therefore empty. Anything older is summed from its entries.
+    """
+
+    def __init__(self, today: date, days: dict[str, Any], months: dict[str, Any]) -> None:
+        self.today = today
+        self.days = days
+        self.months = months
+
+    @classmethod
+    def load(cls, head: Head, now: datetime) -> "_Counters":
+        today = clock.city_day(now)
+        caps = head.after.get("caps", {})
+        first_day = (today - timedelta(days=DAYS_KEPT - 1)).isoformat()
+        first_month = clock.add_months(clock.month_of(today), -1)
+        days = {day: _copy(held) for day, held in caps.get("days", {}).items() if day >= first_day}
+        months = {
+            month: dict(held)
+            for month, held in caps.get("months", {}).items()
+            if month >= first_month
+        }
+        return cls(today, days, months)
+
+    def dump(self) -> State:
+        return {"days": self.days, "months": self.months}
+
+    def add(self, day: date, refs: dict[str, Any]) -> None:
+        if self._keeps_day(day):
+            _count(self.days.setdefault(day.isoformat(), {}), refs)
+        month = clock.month_of(day)
+        if self._keeps_month(month):
+            held = self.months.setdefault(month, {})
+            held[refs["behaviour"]] = held.get(refs["behaviour"], 0) + refs["counted"]
+
+    def counts(self, account: str, behaviour: Behaviour, day: date) -> Counts:
+        held = self.days.get(day.isoformat(), {}) if self._keeps_day(day) else {}
+        if not self._keeps_day(day):
+            for entry in book.on_days(account, day, day):
+                if "counted" in entry.refs:
+                    _count(held, entry.refs)
+        used, mg, best, best_of = held.get(behaviour.code, (0, 0, None, None))
+        stop = held.get("_stop")
+        return Counts(
+            used=used,
+            mg=mg,
+            month_used=self._month_used(account, behaviour, clock.month_of(day)),
+            overall_mg=held.get("_overall", 0),
+            best=Decimal(best) if best else Decimal(0),
+            best_of=best_of,
+            netted_mg=held.get("_netted", 0),
+            stop_factor_mg=stop if _is_netted(behaviour) else None,
+        )
+
+    def _month_used(self, account: str, behaviour: Behaviour, month: str) -> int:
+        if behaviour.caps.month_count is None:
+            return 0
+        if self._keeps_month(month):
+            return int(self.months.get(month, {}).get(behaviour.code, 0))
+        first, last = clock.first_day(month), clock.last_day(month)
+        return sum(
+            entry.refs["counted"]
+            for entry in book.on_days(account, first, last)
+            if entry.refs.get("behaviour") == behaviour.code and "counted" in entry.refs
+        )
+
+    def _keeps_day(self, day: date) -> bool:
+        return day > self.today - timedelta(days=DAYS_KEPT)
+
+    def _keeps_month(self, month: str) -> bool:
+        return month >= clock.add_months(clock.month_of(self.today), -1)
+
+
+def _copy(held: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, list) else value for name, value in held.items()}
+
+
+def _count(held: dict[str, Any], refs: dict[str, Any]) -> None:
+    """Add one entry to the counters of its day."""
+    code, mg = refs["behaviour"], refs["mg"]
+    used, sum_mg, best, best_of = held.get(code, (0, 0, None, None))
+    if refs["best"] is not None:
+        best, best_of = refs["best"], refs["activity"]
+    held[code] = [used + refs["counted"], sum_mg + mg, best, best_of]
+    if refs["overall"]:
+        held["_overall"] = held.get("_overall", 0) + mg
+    behaviour = methodology.version(refs["methodology"]).behaviours[code]
+    if _is_netted(behaviour):
+        held["_netted"] = held.get("_netted", 0) + refs["gross_mg"]
+    if behaviour.nets and refs["counted"]:
+        held["_stop"] = rules.quantify(behaviour, Decimal(1)) if refs["counted"] > 0 else None
+
+
+def _is_netted(behaviour: Behaviour) -> bool:
+    """Whether a stop-driving day is reduced by what this behaviour earns."""
+    return any(
+        behaviour.code in other.nets
+        for version in methodology.shipped()
+        for other in version.behaviours.values()
+    )

@@ -1,0 +1,362 @@
+"""The resident methodology as versioned data, and the loader that refuses a bad file.
+
+A version is one TOML file beside this module. A new behaviour of a known formula kind is a table in
+it and needs no code. Loading checks everything and names file, behaviour and field when it refuses.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+DIMENSIONS = ("green_travel", "green_payment", "green_life")
+FORMULAS = (
+    "per_unit",
+    "distance",
+    "capped_steps",
+    "charging",
+    "stop_day",
+    "utility_saving",
+    "utility_generation",
+)
+EVIDENCE_CLASSES = ("A", "B", "C", "D")
+# Behaviours whose activities occupy the resident from start to end: no two may overlap.
+TRIP_FORMULA = "distance"
+CLAIM_SCOPES = ("resident", "day", "month", "billing_month")
+BEHAVIOURS_MAX = 500
+
+T = TypeVar("T")
+
+_HERE = Path(__file__).parent
+
+
+class MethodologyError(Exception):
+    """A methodology file was refused; the message names file, behaviour and field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """None means unlimited. Counts count quantities where the unit is a count, else records."""
+
+    day_mg: int | None = None
+    day_count: int | None = None
+    month_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plausible:
+    """Limits of what one record can mean; None means not checked. Speeds in km/h."""
+
+    quantity_min: Decimal | None = None
+    quantity_max: Decimal | None = None
+    kmh_min: Decimal | None = None
+    kmh_max: Decimal | None = None
+    gap_minutes_min: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRule:
+    """One credit per value in the whole city, alone or together with more (`within`).
+
+    Held by the activity, or by the resident's `behaviour`: then the same person may report it
+    again (three charges of one car in a day), another person or another behaviour may not.
+    """
+
+    kind: str
+    attribute: str
+    within: tuple[str, ...] = ()
+    held_by: str = "activity"
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """One creditable behaviour. The factor is `mg_num / mg_den` milligrams CO2 per unit."""
+
+    code: str
+    name: Mapping[str, str]
+    dimension: str
+    unit: str
+    formula: str
+    formula_text: str
+    factor_id: str
+    mg_num: int
+    mg_den: int
+    counts_quantity: bool
+    caps: Caps
+    maturity: timedelta
+    accepts: frozenset[str]
+    enabled: bool
+    bank_grade: bool
+    trip_mg: int | None
+    step_limit: int | None
+    plausible: Plausible
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    claim: ClaimRule | None
+    nets: frozenset[str]
+    amount_fen_min: int | None
+    categories: tuple[str, ...]
+    derivation: Mapping[str, str]
+    evidence_text: str
+    rules_text: str
+    source: str
+    confidence: str
+
+    @property
+    def is_trip(self) -> bool:
+        return self.formula == TRIP_FORMULA
+
+    @property
+    def from_bills(self) -> bool:
+        """Credited only from bills of the utility, never from a report."""
+        return self.formula in ("utility_saving", "utility_generation")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How old a report may be when it arrives, and how far ahead its clock may run."""
+
+    app: timedelta
+    partner: timedelta
+    future: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Methodology:
+    version: str
+    published: date
+    valid_from: date
+    review_by: date
+    grace: timedelta
+    overall_day_mg: int
+    overall_dimensions: frozenset[str]
+    window: Window
+    behaviours: Mapping[str, Behaviour]
+
+    def stale(self, on: date) -> bool:
+        """Past its review date: results are marked `stale_factor`."""
+        return on > self.review_by
+
+    def past_grace(self, on: date) -> bool:
+        """So long past its review date that nothing credited under it counts for a bank."""
+        return on > self.review_by + self.grace
+
+
+class _Table:
+    """One table of the file; every read names the field it failed on, and `close` finds strays."""
+
+    def __init__(self, place: str, table: Any) -> None:
+        if not isinstance(table, dict):
+            raise MethodologyError(f"{place}: must be a table")
+        self.place = place
+        self.rest = dict(table)
+
+    def wrong(self, field: str, why: str) -> MethodologyError:
+        return MethodologyError(f"{self.place}: {field}: {why}")
+
+    def take(self, field: str, kind: type[T], default: T | None = None) -> T:
+        value = self.rest.pop(field, default)
+        if value is None:
+            raise self.wrong(field, "is missing")
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self.wrong(field, f"must be {kind.__name__}, not {value!r}")
+        return value
+
+    def maybe(self, field: str, kind: type[T]) -> T | None:
+        return self.take(field, kind) if field in self.rest else None
+
+    def positive(self, field: str) -> int:
+        value = self.take(field, int)
+        if value <= 0:
+            raise self.wrong(field, "must be above zero")
+        return value
+
+    def maybe_positive(self, field: str) -> int | None:
+        return self.positive(field) if field in self.rest else None
+
+    def maybe_decimal(self, field: str) -> Decimal | None:
+        if field not in self.rest:
+            return None
+        value = self.rest.pop(field)
+        try:
+            number = Decimal(str(value))
+        except InvalidOperation:
+            raise self.wrong(field, f"must be a number, not {value!r}") from None
+        if isinstance(value, bool | float) or not number.is_finite() or number < 0:
+            raise self.wrong(field, f"must be an integer or a decimal in quotes, not {value!r}")
+        return number
+
+    def one_of(self, field: str, allowed: tuple[str, ...], default: str | None = None) -> str:
+        value = self.take(field, str, default)
+        if value not in allowed:
+            raise self.wrong(field, f"must be one of {', '.join(allowed)}, not {value!r}")
+        return value
+
+    def strings(self, field: str, allowed: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        values = self.take(field, list, [])
+        for value in values:
+            if not isinstance(value, str) or (allowed is not None and value not in allowed):
+                raise self.wrong(field, f"has the unknown item {value!r}")
+        return tuple(values)
+
+    def table(self, field: str) -> "_Table":
+        return _Table(f"{self.place}: {field}", self.rest.pop(field, {}))
+
+    def close(self) -> None:
+        if self.rest:
+            raise self.wrong(next(iter(self.rest)), "is not a field of the methodology")
+
+
+def load(text: str, name: str) -> Methodology:
+    """Read and check one methodology file; `name` is what errors call it.
+
+    Raises `MethodologyError` for the first thing that is wrong.
+    """
+    try:
+        top = _Table(name, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise MethodologyError(f"{name}: is not TOML: {error}") from None
+    overall, window = top.table("overall_day_cap"), top.table("window")
+    tables = top.take("behaviour", list)
+    if not 0 < len(tables) <= BEHAVIOURS_MAX:
+        raise top.wrong("behaviour", f"needs 1 to {BEHAVIOURS_MAX} entries")
+    behaviours: dict[str, Behaviour] = {}
+    for number, table in enumerate(tables, start=1):
+        behaviour = _behaviour(name, number, table)
+        if behaviour.code in behaviours:
+            raise MethodologyError(f"{name}: {behaviour.code}: code: is listed twice")
+        behaviours[behaviour.code] = behaviour
+    methodology = Methodology(
+        version=top.take("version", str),
+        published=top.take("published", date),
+        valid_from=top.take("valid_from", date),
+        review_by=top.take("review_by", date),
+        grace=timedelta(days=top.positive("grace_days")),
+        overall_day_mg=overall.positive("grams") * 1_000,
+        overall_dimensions=frozenset(overall.strings("dimensions", DIMENSIONS)),
+        window=Window(
+            app=timedelta(days=window.positive("app_days")),
+            partner=timedelta(days=window.positive("partner_days")),
+            future=timedelta(minutes=window.positive("future_minutes")),
+        ),
+        behaviours=behaviours,
+    )
+    for part in (overall, window, top):
+        part.close()
+    for behaviour in behaviours.values():
+        for netted in behaviour.nets - behaviours.keys():
+            raise MethodologyError(f"{name}: {behaviour.code}: nets: {netted!r} is not listed")
+    if methodology.review_by <= methodology.valid_from:
+        raise top.wrong("review_by", "must lie after valid_from")
+    return methodology
+
+
+def _behaviour(name: str, number: int, raw: Any) -> Behaviour:
+    code = raw.get("code", f"behaviour {number}") if isinstance(raw, dict) else f"entry {number}"
+    table = _Table(f"{name}: {code}", raw)
+    factor, caps, plausible = (
+        table.table("factor"),
+        table.table("caps"),
+        table.table("plausible"),
+    )
+    names = table.table("name")
+    day_grams = caps.take("day_grams", int) if "day_grams" in caps.rest else None
+    behaviour = Behaviour(
+        code=table.take("code", str),
+        name={"zh": names.take("zh", str), "en": names.take("en", str)},
+        dimension=table.one_of("dimension", DIMENSIONS),
+        unit=table.take("unit", str),
+        formula=table.one_of("formula", FORMULAS),
+        formula_text=table.take("formula_text", str),
+        factor_id=factor.take("id", str),
+        mg_num=factor.take("mg_num", int),
+        mg_den=factor.positive("mg_den"),
+        counts_quantity=table.one_of("counts", ("quantity", "records")) == "quantity",
+        caps=Caps(
+            day_mg=None if day_grams is None else day_grams * 1_000,
+            day_count=caps.maybe("day_count", int),
+            month_count=caps.maybe("month_count", int),
+        ),
+        maturity=timedelta(hours=table.take("maturity_hours", int)),
+        accepts=frozenset(table.strings("accepts", EVIDENCE_CLASSES)),
+        enabled=table.take("enabled", bool, True),
+        bank_grade=table.take("bank_grade", bool, True),
+        trip_mg=table.maybe_positive("trip_mg"),
+        step_limit=table.maybe_positive("step_limit"),
+        plausible=Plausible(
+            quantity_min=plausible.maybe_decimal("quantity_min"),
+            quantity_max=plausible.maybe_decimal("quantity_max"),
+            kmh_min=plausible.maybe_decimal("kmh_min"),
+            kmh_max=plausible.maybe_decimal("kmh_max"),
+            gap_minutes_min=plausible.maybe_positive("gap_minutes_min"),
+        ),
+        required=table.strings("required"),
+        optional=table.strings("optional"),
+        claim=_claim(table),
+        nets=frozenset(table.strings("nets")),
+        amount_fen_min=table.maybe_positive("amount_fen_min"),
+        categories=table.strings("categories"),
+        derivation=table.take("derivation", dict, {}),
+        evidence_text=table.take("evidence_text", str),
+        rules_text=table.take("rules_text", str),
+        source=table.take("source", str),
+        confidence=table.take("confidence", str),
+    )
+    table.strings("taper")  # bands of volume are data without effect until a city turns them on
+    for part in (factor, caps, plausible, names, table):
+        part.close()
+    if behaviour.mg_num < 0 or (behaviour.enabled and behaviour.mg_num == 0):
+        raise table.wrong("factor", "an enabled behaviour needs mg_num above zero")
+    if behaviour.formula == "capped_steps" and behaviour.step_limit is None:
+        raise table.wrong("step_limit", "is missing")
+    return behaviour
+
+
+def _claim(table: _Table) -> ClaimRule | None:
+    if "claim" not in table.rest:
+        return None
+    rule = table.table("claim")
+    claim = ClaimRule(
+        kind=rule.take("kind", str),
+        attribute=rule.take("attribute", str),
+        within=rule.strings("with", CLAIM_SCOPES),
+        held_by=rule.one_of("held_by", ("activity", "behaviour"), "activity"),
+    )
+    rule.close()
+    return claim
+
+
+@lru_cache(maxsize=1)
+def shipped() -> tuple[Methodology, ...]:
+    """Every version that ships with the product, oldest first."""
+    files = sorted(_HERE.glob("*.toml"))
+    versions = [load(file.read_text(encoding="utf-8"), file.name) for file in files]
+    return tuple(sorted(versions, key=lambda version: version.valid_from))
+
+
+def in_force(on: date) -> Methodology:
+    """The version that applies to an activity of a city day: the newest whose date has come.
+
+    A day before the first version has none of its own; the first one answers, because such a day is
+    long outside every window and only its plausibility is ever judged.
+    """
+    applicable = [version for version in shipped() if version.valid_from <= on]
+    return applicable[-1] if applicable else shipped()[0]
+
+
+def version(name: str) -> Methodology:
+    """A version by its name, as an activity recorded it."""
+    return next(found for found in shipped() if found.version == name)
+
+
+def dimension_of(code: str) -> str:
+    """The dimension of a behaviour, from the newest version that lists it."""
+    return next(
+        found.behaviours[code].dimension
+        for found in reversed(shipped())
+        if code in found.behaviours
+    )

@@ -1,0 +1,147 @@
+"""Why an activity was not, or not fully, credited: stable codes with a text in zh and en.
+
+The table is printed in docs/methodology.md; a test compares the two.
+"""
+
+from typing import Final
+
+from accounting.errors import Language
+
+REASONS: Final[dict[str, dict[Language, str]]] = {
+    "in_the_future": {
+        "en": "It lies more than five minutes in the future; check the clock of the device.",
+        "zh": "发生时间超前当前时间五分钟以上，请检查设备时钟。",
+    },
+    "too_old": {
+        "en": "It arrived too late: 30 days from the app, 180 days from a partner.",
+        "zh": "上报过晚：App 上报限 30 天内，合作方上报限 180 天内。",
+    },
+    "behaviour_disabled": {
+        "en": "This behaviour is listed but not credited at present.",
+        "zh": "该行为目前仅列示，暂不计入减排。",
+    },
+    "evidence_not_accepted": {
+        "en": "Recorded for your footprint; this behaviour is credited only with better evidence.",
+        "zh": "已记入足迹；该行为需更可靠的证据（如合作方数据）才能获得减排量。",
+    },
+    "only_from_bills": {
+        "en": "Recorded; household savings are credited only from bills the utility sends.",
+        "zh": "已记录；家庭节能仅依据公用事业公司账单计入。",
+    },
+    "implausible_quantity": {
+        "en": "The quantity is outside what one record of this behaviour can be.",
+        "zh": "数量超出该行为单条记录的合理范围。",
+    },
+    "implausible_speed": {
+        "en": "Distance and time do not fit this way of travelling.",
+        "zh": "里程与用时不符合该出行方式。",
+    },
+    "implausible_duration": {
+        "en": "It lasted longer than a day.",
+        "zh": "持续时间超过一天，不合理。",
+    },
+    "quantity_not_whole": {
+        "en": "This is counted in whole pieces.",
+        "zh": "该行为按整数计量。",
+    },
+    "quantity_not_one": {
+        "en": "A record with its own number (invoice, order, slip) counts exactly one.",
+        "zh": "带有单号（发票、订单、称重单等）的记录数量必须为 1。",
+    },
+    "amount_too_small": {
+        "en": "Payments below 1 yuan are not credited.",
+        "zh": "金额低于 1 元的支付不计入。",
+    },
+    "already_credited": {
+        "en": "The same invoice, order, slip, meter month, card or vehicle day was credited.",
+        "zh": "同一发票、订单、称重单、户号月份、卡片或车辆日已计入过。",
+    },
+    "overlapping_trip": {
+        "en": "It overlaps another trip of yours.",
+        "zh": "与您的另一段出行时间重叠。",
+    },
+    "boarding_too_soon": {
+        "en": "Less than ten minutes after another boarding of the same line.",
+        "zh": "与同一线路上次乘车间隔不足十分钟。",
+    },
+    "lower_step_total": {
+        "en": "A higher step total of the same day is credited already; the highest counts.",
+        "zh": "当天已有更高的步数记录，以最高值为准。",
+    },
+    "step_limit": {
+        "en": "Steps above 18,000 a day are not credited.",
+        "zh": "每天超过 18000 步的部分不计入。",
+    },
+    "day_count_cap": {
+        "en": "The number credited per day is reached.",
+        "zh": "已达到每日计入次数上限。",
+    },
+    "month_count_cap": {
+        "en": "The number credited per month is reached.",
+        "zh": "已达到每月计入次数上限。",
+    },
+    "day_gram_cap": {
+        "en": "The grams credited per day for this behaviour are reached.",
+        "zh": "已达到该行为每日减排量上限。",
+    },
+    "overall_day_cap": {
+        "en": "The grams credited per day over travel and payments are reached.",
+        "zh": "已达到出行与支付类每日减排总量上限。",
+    },
+    "net_of_transit": {
+        "en": "Less what transit and cycling earned the same day.",
+        "zh": "已扣除当天公共交通与骑行所得减排量。",
+    },
+    "stop_day_covers": {
+        "en": "The day you left the car at home covers this trip already.",
+        "zh": "当天的停驶减排量已涵盖本次出行。",
+    },
+    "stale_factor": {
+        "en": "The emission factor is past its review date.",
+        "zh": "所用排放因子已过复核日期。",
+    },
+    "reversed": {
+        "en": "It was taken back.",
+        "zh": "已被撤销。",
+    },
+    "needs_history": {
+        "en": "Bills of the twelve months before are needed first; it is judged when they arrive.",
+        "zh": "需先有此前十二个月的账单；账单到齐后将重新核算。",
+    },
+    "no_saving": {
+        "en": "The household used no less than in the same month of the years before.",
+        "zh": "用量未低于往年同月。",
+    },
+    "saving_cap": {
+        "en": "At most 30 % of what the same month used before counts as saved.",
+        "zh": "节约量最多按往年同月用量的 30% 计入。",
+    },
+    "tier_3": {
+        "en": "The household used more than 4,800 kWh in twelve months (third price step).",
+        "zh": "近十二个月用电超过 4800 千瓦时（第三档），不计入。",
+    },
+    "vacancy_review": {
+        "en": "Use below 30 % of the years before: the home may have been empty; under review.",
+        "zh": "用量不足往年同月的 30%，住宅可能空置，待复核。",
+    },
+    "bill_estimated": {
+        "en": "An estimated bill is recorded; the actual reading that corrects it is credited.",
+        "zh": "估算账单仅作记录，待实际抄表账单更正后计入。",
+    },
+    "bill_history": {
+        "en": "It ended more than 180 days before it arrived, so it serves as history only.",
+        "zh": "账单周期结束已超过 180 天，仅作为历史用量。",
+    },
+    "bill_month_credited": {
+        "en": "Another bill of this meter account was credited for the month.",
+        "zh": "该户号当月已有账单计入。",
+    },
+    "bill_corrected": {
+        "en": "The utility replaced this bill by a corrected one.",
+        "zh": "该账单已由公用事业公司更正替换。",
+    },
+}
+
+
+def text(code: str, language: Language) -> str:
+    return REASONS[code][language]

@@ -1,0 +1,142 @@
+"""Partners' files: NDJSON or CSV bytes become rows of plain values, one at a time.
+
+Nothing here knows rules: a row is the object a partner would have sent as JSON. A line that cannot
+be read is yielded as `Unreadable`, so it is reported with its number and the rest go on.
+"""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import IO, Any, Final, cast
+
+NDJSON: Final = "application/x-ndjson"
+CSV: Final = "text/csv"
+FORMATS: Final = (NDJSON, CSV)
+LINE_BYTES_MAX = 64 * 1024
+# A gzip file may blow up to this many times its size, and no further.
+GZIP_RATIO_MAX = 200
+NUMBERS: Final = frozenset({"quantity", "amount_fen"})
+FLAGS: Final = frozenset({"trip", "estimated"})
+ROW_FIELDS: Final = frozenset(
+    {
+        "external_id",
+        "behaviour",
+        "quantity",
+        "occurred_at",
+        "ended_at",
+        "source_event_id",
+        "carrier",
+        "account_no",
+        "period_start",
+        "period_end",
+        "estimated",
+        "corrects",
+    }
+)
+
+
+class FileRefused(Exception):
+    """The file as a whole cannot be read; the message is for the partner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """One line that is not a row; `text` is its beginning."""
+
+    text: str
+    why: str
+
+
+FeedRow = dict[str, Any] | Unreadable
+
+
+def rows(data: IO[bytes], *, media_type: str, gzipped: bool, size: int) -> Iterator[FeedRow]:
+    """The rows of a file, streamed. Raises `FileRefused` when it cannot be read on."""
+    source = cast("IO[bytes]", gzip.GzipFile(fileobj=data)) if gzipped else data
+    bound = _Bounded(source, size * GZIP_RATIO_MAX if gzipped else size)
+    try:
+        yield from _ndjson(bound) if media_type == NDJSON else _csv(bound)
+    except (gzip.BadGzipFile, EOFError, OSError) as error:
+        raise FileRefused(f"the gzip data is damaged: {error}") from None
+    except UnicodeDecodeError:
+        raise FileRefused("the file is not UTF-8") from None
+
+
+class _Bounded:
+    """Lines of a file, refusing to read more bytes in all, or in one line, than allowed."""
+
+    def __init__(self, source: IO[bytes], most: int) -> None:
+        self.source = source
+        self.left = most
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self.source.readline(LINE_BYTES_MAX + 1):
+            self.left -= len(line)
+            if self.left < 0:
+                raise FileRefused("the file unpacks to far more than its size")
+            if len(line) > LINE_BYTES_MAX:
+                raise FileRefused(f"a line is longer than {LINE_BYTES_MAX} bytes")
+            yield line
+
+
+def _ndjson(lines: _Bounded) -> Iterator[FeedRow]:
+    for number, line in enumerate(lines):
+        text = line.decode("utf-8-sig" if number == 0 else "utf-8").strip()
+        if not text:
+            continue
+        try:
+            row = json.loads(text, parse_float=Decimal)
+        except (ValueError, RecursionError):
+            yield Unreadable(text[:500], "not a JSON object")
+            continue
+        yield row if isinstance(row, dict) else Unreadable(text[:500], "not a JSON object")
+
+
+def _csv(lines: _Bounded) -> Iterator[FeedRow]:
+    """A header names the columns; columns that are no field of a row are its attributes."""
+    text = (
+        line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(lines)
+    )
+    reader = csv.DictReader(text, strict=True)
+    try:
+        for record in reader:
+            if None in record or None in record.values():
+                yield Unreadable(_joined(record), "has more or fewer cells than the header")
+                continue
+            yield _typed(record)
+    except csv.Error as error:
+        raise FileRefused(f"the CSV cannot be read on: {error}") from None
+
+
+def _joined(record: dict[Any, Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer).writerow([str(value) for value in record.values() if value is not None])
+    return buffer.getvalue().strip()[:500]
+
+
+def _typed(record: dict[str, str]) -> dict[str, Any]:
+    """A CSV record as the object JSON would have given; an empty cell is an absent field."""
+    row: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
+    for name, cell in record.items():
+        if cell.strip():
+            (row if name in ROW_FIELDS else attributes)[name] = _value(name, cell.strip())
+    if attributes:
+        row["attributes"] = attributes
+    return row
+
+
+def _value(name: str, cell: str) -> Any:
+    if name in NUMBERS:
+        try:
+            number = json.loads(cell, parse_float=Decimal)
+        except ValueError:
+            return cell
+        return number if isinstance(number, int | Decimal) else cell
+    if name in FLAGS and cell in ("true", "false"):
+        return cell == "true"
+    return cell

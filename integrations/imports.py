@@ -1,0 +1,127 @@
+"""Files of partners as jobs: the bytes are durable before the partner hears 202.
+
+The worker reads the file in chunks, takes each chunk in, then records how far it is. After a kill
+the next worker starts at the last chunk recorded; rows of it that were taken already answer as
+duplicates of themselves, so nothing has a second effect.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import IO, Any
+
+import gridfs
+from pymongo import WriteConcern
+
+from accounting import jobs, storage, vault
+from accounting.errors import DomainError
+from accounting.ids import new_id
+from accounting.jobs import Job
+from integrations import feeds
+from integrations.feeds import FeedRow, FileRefused, Unreadable
+
+CHUNK_ROWS = 200
+FILE_BYTES_MAX = 2 * 1024**3
+
+
+class FileTooLarge(DomainError):
+    code = "payload_too_large"
+    en = "The file is larger than 2 GiB; send it in parts."
+    zh = "文件超过 2 GiB，请分批发送。"
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """One row's end: a name from `jobs.COUNTS`, or a refusal."""
+
+    count: str
+    refusal: DomainError | None = None
+
+
+# Takes plain rows of a partner in and says what became of each, in order.
+TakeRows = Callable[[str, Sequence[dict[str, Any]]], list[RowResult]]
+
+
+def _files() -> gridfs.GridFSBucket:
+    return gridfs.GridFSBucket(
+        storage.database(), "feed_files", write_concern=WriteConcern(w="majority", j=True)
+    )
+
+
+def store(kind: str, partner_id: str, data: IO[bytes], *, media_type: str, gzipped: bool) -> Job:
+    """Write the bytes, then the job that will read them. Raises `FileTooLarge`."""
+    job_id = new_id("job")
+    size = 0
+    with _files().open_upload_stream_with_id(job_id, job_id) as upload:
+        while block := data.read(1024 * 1024):
+            size += len(block)
+            if size > FILE_BYTES_MAX:
+                upload.abort()
+                raise FileTooLarge()
+            upload.write(block)
+    arguments = {"media_type": media_type, "gzipped": gzipped, "size": size}
+    return jobs.queue(kind, partner_id, arguments, job_id)
+
+
+def run(job_id: str, take_rows: TakeRows) -> Job | None:
+    """Work a file job to its end; None when another worker has it or it is finished."""
+    job = jobs.take(job_id)
+    if job is None:
+        return None
+    counts, done = dict(job.counts), job.done
+    try:
+        with _files().open_download_stream(job.id) as data:
+            arguments = job.arguments
+            rows = feeds.rows(
+                data,
+                media_type=arguments["media_type"],
+                gzipped=arguments["gzipped"],
+                size=arguments["size"],
+            )
+            for chunk in _chunks(islice(rows, done, None)):
+                _take_chunk(job, done, chunk, counts, take_rows)
+                done += len(chunk)
+                if not jobs.advance(job, done, data.tell(), counts):
+                    return None
+    except FileRefused as refused:
+        jobs.fail(job, str(refused))
+        return jobs.get(job_id)
+    jobs.finish(job, done)
+    return jobs.get(job_id)
+
+
+def _chunks(rows: Iterator[FeedRow]) -> Iterator[list[FeedRow]]:
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        yield chunk
+
+
+def _take_chunk(
+    job: Job, done: int, chunk: list[FeedRow], counts: dict[str, int], take_rows: TakeRows
+) -> None:
+    readable = [row for row in chunk if not isinstance(row, Unreadable)]
+    results = iter(take_rows(job.owner, readable))
+    refused: list[dict[str, Any]] = []
+    for number, row in enumerate(chunk, start=done + 1):
+        if isinstance(row, Unreadable):
+            counts["rejected"] += 1
+            message = {"en": row.why, "zh": f"无法读取该行：{row.why}"}
+            refused.append(_error(job, number, "malformed_row", message, row.text))
+            continue
+        result = next(results)
+        counts[result.count] += 1
+        if result.refusal is not None:
+            message = {"en": result.refusal.text("en"), "zh": result.refusal.text("zh")}
+            shown = json.dumps(row, ensure_ascii=False, default=str)
+            refused.append(_error(job, number, result.refusal.code, message, shown))
+    jobs.note_errors(refused)
+
+
+def _error(job: Job, number: int, code: str, message: dict[str, str], shown: str) -> dict[str, Any]:
+    return {
+        "job": job.id,
+        "row": number,
+        "code": code,
+        "message": message,
+        "input_sealed": vault.encrypt(shown, "job-error"),
+    }

@@ -1,0 +1,1 @@
+"""Points: how they are earned, the wallet that holds them, and milestones."""

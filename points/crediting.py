@@ -1,0 +1,179 @@
+"""From a report to credited grams and points: fact, judgement, one book entry, milestones.
+
+    report -> fact (stored once) -> claim -> book.post(judge + earn) -> milestones -> settled
+
+Every step is safe to repeat, and the fact stays `received` until the last one, so whatever a crash
+leaves half-way is finished by the retry or by the sweeper. The entry carries grams and points
+together: there is no moment at which one is booked and the other is not.
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from accounting import book, claims, clock
+from accounting.book import Ask, Decision, Entry, Head
+from accounting.errors import DomainError
+from footprint import activities, intake, methodology
+from footprint.activities import SETTLED, Activity, Outcome
+from footprint.rules import Report
+from points import earning, milestones
+from points.wallet import Wallet
+
+SWEEP_AFTER = timedelta(minutes=1)
+SWEEP_MAX = 500
+
+
+class NothingToReverse(DomainError):
+    code = "nothing_to_reverse"
+    en = "This activity earned nothing that could be taken back."
+    zh = "该活动没有可撤销的减排量或积分。"
+
+
+def report(
+    resident: str, what: Report, *, source: str, event_id: str, evidence: str
+) -> tuple[Activity, bool]:
+    """Take one report in; returns the settled activity and whether it was new.
+
+    The same event again gives the first activity. Raises `SourceEventConflict` when the event id
+    came with other content and `AccountBusy` when the account is contended; nothing is lost then,
+    because the fact is stored and the sweeper finishes it.
+    """
+    return take_in(
+        intake.fact_of(
+            what,
+            resident=resident,
+            source=source,
+            event_id=event_id,
+            evidence=evidence,
+            received_at=clock.now(),
+        )
+    )
+
+
+def take_in(fact: Activity) -> tuple[Activity, bool]:
+    """Store a fact and bring it to its outcome; see `report`."""
+    stored, fresh = activities.receive(fact)
+    return (stored if stored.state == SETTLED else resume(stored)), fresh
+
+
+def resume(activity: Activity) -> Activity:
+    """Bring a received fact to its outcome; safe to run twice and at the same time."""
+    if activity.verdict is not None:
+        return activities.settle(activity, Outcome(activity.verdict, activity.reasons))
+    claim = activity.claim
+    claim_lost = False
+    if claim is not None:
+        claim_lost = claims.take(claim["kind"], claim["value"], claim["owner"]) != claim["owner"]
+    entry = book.post(
+        Ask(
+            account=activity.resident,
+            key=f"activity:{activity.id}",
+            kind="earn",
+            fingerprint=activity.fingerprint,
+            occurred_at=activity.start,
+            cap_day=clock.city_day(activity.start),
+        ),
+        lambda head, now: _decide(activity, head, now, claim_lost),
+    ).entry
+    after_mg = entry.after["lifetime_mg"]
+    milestones.record(activity.resident, after_mg - entry.refs["mg"], after_mg)
+    return activities.settle(activity, _outcome(activity, entry))
+
+
+def sweep(now: datetime) -> int:
+    """Finish what a crash left received; returns how many were finished."""
+    finished = 0
+    for activity in activities.unsettled(now - SWEEP_AFTER, SWEEP_MAX):
+        resume(activity)
+        finished += 1
+    return finished
+
+
+def reverse(activity: Activity, *, reason: str, by: str) -> Activity:
+    """Take an activity back by a new entry that names the old one; the points it earned go too.
+
+    Raises `NothingToReverse` for one that earned nothing. Repeating it changes nothing.
+    """
+    earlier = book.by_key(activity.resident, f"activity:{activity.id}")
+    if earlier is None or earlier.refs["counted"] == 0:
+        raise NothingToReverse()
+    entry = book.post(
+        Ask(
+            account=activity.resident,
+            key=f"reverse:{activity.id}",
+            kind="reverse",
+            fingerprint=book.fingerprint("reverse", activity.id),
+            occurred_at=activity.start,
+            cap_day=clock.city_day(activity.start),
+        ),
+        lambda head, now: _decide_reversal(activity, earlier, head, now, reason, by),
+    ).entry
+    claims.release(activity.id)
+    return activities.settle(activity, Outcome("reversed", ("reversed",), seq=entry.seq))
+
+
+def _decide(activity: Activity, head: Head, now: datetime, claim_lost: bool) -> Decision:
+    judged = intake.judge(activity, head, now, claim_lost=claim_lost)
+    rule = earning.rule_on(clock.city_day(activity.start))
+    wallet = Wallet.load(head.after)
+    wallet.advance(now)
+    points = rule.points(judged.mg)
+    wallet.earn(points, rule.funder, over=activity.over, maturity=_maturity(activity))
+    # What is mature on arrival moves on in the same entry.
+    wallet.advance(now)
+    return Decision(
+        lines=(*judged.lines, *wallet.lines),
+        after={**judged.after, "wallet": wallet.dump()},
+        refs={
+            **judged.refs,
+            "points": points,
+            "rule": rule.version,
+            "funder": rule.funder,
+        },
+    )
+
+
+def _decide_reversal(
+    activity: Activity, earlier: Entry, head: Head, now: datetime, reason: str, by: str
+) -> Decision:
+    refs = intake.undo_refs(earlier.refs)
+    wallet = Wallet.load(head.after)
+    wallet.advance(now)
+    points, funder = earlier.refs["points"], earlier.refs["funder"]
+    wallet.take_back(points, funder, over=activity.over, maturity=_maturity(activity))
+    return Decision(
+        lines=(*intake.reduction_lines(refs["mg"]), *wallet.lines),
+        after={
+            **intake.undone(activity, earlier.refs, head, now),
+            "wallet": wallet.dump(),
+        },
+        refs={
+            **refs,
+            "points": -points,
+            "reverses": earlier.seq,
+            "reason": reason,
+            "by": by,
+        },
+    )
+
+
+def _maturity(activity: Activity) -> timedelta:
+    return methodology.version(activity.methodology).behaviours[activity.behaviour].maturity
+
+
+def _outcome(activity: Activity, entry: Entry) -> Outcome:
+    refs = entry.refs
+    return Outcome(
+        status=refs["status"],
+        reasons=tuple(refs["reasons"]),
+        mg=refs["mg"],
+        points=refs["points"],
+        mature_at=activity.over + _maturity(activity) if refs["points"] else None,
+        merged_into=refs["merged_into"],
+        seq=entry.seq,
+    )
+
+
+def shown(activity: Activity) -> Activity:
+    """An activity as people see it now: credited points that are not mature are pending."""
+    return replace(activity, status=activity.status_at(clock.now()))
