@@ -30,7 +30,9 @@ URGENT, BULK = "urgent", "bulk"
 
 def make_celery(config: Config) -> Celery:
     """The Celery app of one process; the API publishes to it, the worker and beat run it."""
-    celery = Celery("tanhui", set_as_current=True)
+    celery = Celery("tanhui")
+    # "Current" is per thread, and requests run in many: shared tasks must find this app in all.
+    celery.set_default()
     celery.conf.update(
         broker_url=config.redis_url,
         broker_connection_retry_on_startup=True,
@@ -38,6 +40,10 @@ def make_celery(config: Config) -> Celery:
             "visibility_timeout": VISIBILITY_S,
             "socket_connect_timeout": PUBLISH_S,
             "socket_timeout": 5,
+            # A request must not wait for a queue that is away: the sweep finds the row.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0,
         },
         task_serializer="json",
         accept_content=["json"],

@@ -108,7 +108,8 @@ class BillDocument(me.Document):
             {
                 "fields": ["corrects"],
                 "unique": True,
-                "partialFilterExpression": {"corrects": {"$type": "string"}},
+                # Any text. A filter by `$type` would keep the planner from using the index.
+                "partialFilterExpression": {"corrects": {"$gt": ""}},
             },
             {
                 "fields": ["received_at"],
@@ -372,10 +373,14 @@ def _to_correct(report: BillReport, corrects: str, source: str, household: House
 def _refuse_overlap(report: BillReport, household: Household, earlier: Bill | None) -> None:
     period = _within(report.period_start, report.period_end)
     for other in _live({"household": household.id, **period}):
-        if earlier is None or other.id != earlier.id:
-            raise BillOverlaps(
-                period_start=other.period_start.isoformat(), period_end=other.period_end.isoformat()
-            )
+        if earlier is not None and other.id == earlier.id:
+            continue
+        if earlier is not None and other.corrects == earlier.id:
+            # Another correction was stored since the earlier bill was read.
+            raise AlreadyCorrected(corrects=earlier.event_id)
+        raise BillOverlaps(
+            period_start=other.period_start.isoformat(), period_end=other.period_end.isoformat()
+        )
 
 
 def _why_not(bill: Bill, rules_then: Methodology, behaviour: Behaviour) -> str | None:
@@ -395,10 +400,7 @@ def _is_corrected(bill: Bill) -> bool:
 
 def _within(first: date, last: date) -> dict[str, Any]:
     """The bills that share a day with `first` to `last`."""
-    return {
-        "period_start": {"$lte": last.isoformat()},
-        "period_end": {"$gte": first.isoformat()},
-    }
+    return {"period_start": {"$lte": last.isoformat()}, "period_end": {"$gte": first.isoformat()}}
 
 
 def _live(wanted: dict[str, Any]) -> list[Bill]:

@@ -12,7 +12,7 @@ from flask.views import MethodView
 
 import api.app
 import api.views
-from accounting import clients, clock, tokens
+from accounting import accounts, clients, clock, tokens
 from accounting.errors import Unauthenticated
 from api.openapi import Blueprint
 from api.security import (
@@ -77,7 +77,7 @@ def http(probed: Flask) -> FlaskClient:
 
 def token_of(kind: Kind, scopes: tuple[str, ...] | None = None) -> str:
     if kind is RESIDENT:
-        return tokens.open_session("res_1").access_token
+        return tokens.open_session(accounts.by_phone("+8613700000001")).access_token
     client, _ = clients.create_client(clients.Kind(kind), f"a {kind}", subject_id=f"{kind}_1")
     wanted = frozenset(client.scopes if scopes is None else scopes)
     return tokens.issue_client_token(client, wanted)[0]
@@ -174,7 +174,7 @@ def test_an_operator_may_use_a_plant_door(http: FlaskClient) -> None:
 
 
 def test_a_token_in_another_scheme_or_place_is_none(http: FlaskClient) -> None:
-    token = token_of(RESIDENT)
+    token = tokens.open_session("res_1").access_token
     assert http.get("/probe/me", headers=bearing(token)).get_json()["id"] == "res_1"
     assert http.get("/probe/me", headers={"Authorization": f"bearer {token}"}).status_code == 200
     assert http.get("/probe/me", headers={"Authorization": token}).status_code == 401
