@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, current_app, shared_task
-from kombu import Queue
 from kombu.exceptions import OperationalError
 
 from accounting import clock, jobs, links, outbox
@@ -53,7 +52,7 @@ def make_celery(config: Config) -> Celery:
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         # The worker takes from both; a push never waits behind a file.
-        task_queues=(Queue(URGENT), Queue(BULK)),
+        task_queues={URGENT: {}, BULK: {}},
         task_default_queue=BULK,
         task_routes={deliver.name: {"queue": URGENT}},
         task_publish_retry=False,

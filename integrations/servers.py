@@ -102,9 +102,10 @@ REDIS = Program(
     instead="a Redis 6 server of your own",
 )
 
+LIBCURL = "libcurl.so.4"
 # Debian and Ubuntu names of what the two binaries link to.
 LIBRARY_PACKAGES = {
-    "libcurl.so.4": "libcurl4",
+    LIBCURL: "libcurl4",
     "libssl.so.3": "libssl3",
     "libcrypto.so.3": "libssl3",
     "liblzma.so.5": "liblzma5",
@@ -271,7 +272,14 @@ def mongod(
         ]
 
     child, port = _start(
-        MONGOD, data_dir, "mongodb", command, _mongod_ready, MONGOD_READY_SECONDS, keep
+        MONGOD,
+        data_dir,
+        "mongodb",
+        command,
+        _mongod_ready,
+        MONGOD_READY_SECONDS,
+        keep,
+        _environment(data_dir),
     )
     try:
         url = f"mongodb://{LOOPBACK}:{port}/{DATABASE}?replicaSet={REPLICA_SET}"
@@ -314,6 +322,33 @@ def redis_server(
         child.stop()
 
 
+def _environment(data_dir: Path) -> dict[str, str] | None:
+    """What mongod needs beyond ours: a libcurl.so.4 where the system has none.
+
+    A bare Debian has no libcurl; the wheel of pycurl carries one under another name. The loader
+    finds it through a link, and its own libraries beside it. None where the system's serves.
+    """
+    try:
+        ctypes.CDLL(LIBCURL)
+    except OSError:
+        pass
+    else:
+        return None
+    carried = [
+        Path(str(file.locate()))
+        for file in metadata.files("pycurl") or ()
+        if file.name.startswith("libcurl-")
+    ]
+    if not carried:
+        return None  # mongod will say what is missing, and `_explain_exit` what to install.
+    links = _folder(data_dir / "lib")
+    link = links / LIBCURL
+    link.unlink(missing_ok=True)
+    link.symlink_to(carried[0])
+    found = [str(links), str(carried[0].parent), os.environ.get("LD_LIBRARY_PATH", "")]
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, found))}
+
+
 def unwritable(path: Path, error: OSError) -> str:
     """The sentence for a place we cannot write to."""
     return f"cannot write to {path} ({error.strerror}): choose a writable place with --data-dir"
@@ -335,12 +370,13 @@ def _start(
     ready: Callable[[int], bool],
     seconds: float,
     keep: Sequence[int],
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[Child, int]:
     """Start on a free port and wait until ready; another port if somebody was faster than us."""
     for _ in range(START_ATTEMPTS):
         port = _choose_port(data_dir, name)
         log = data_dir / "log" / f"{name}.log"
-        child = Child(name, command(port), log, keep=keep)
+        child = Child(name, command(port), log, environment=environment, keep=keep)
         try:
             child.start()
         except OSError as error:

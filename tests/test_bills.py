@@ -3,7 +3,6 @@
 The worked household: 300 kWh every month but April, which was 320 in 2024 and 280 in 2025.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accounting import book, clock, storage, vault
+from accounting import book, clock, storage
 from accounting.errors import DomainError, NotFound, ValidationFailed
 from accounting.links import AlreadyLinked
 from footprint import billing_rules, bills, households, methodology, reasons, summaries
@@ -33,16 +32,7 @@ ANNA, BO, CHEN = "res_anna", "res_bo", "res_chen"
 MG_PER_KWH, MG_PER_M3 = 497_400, 2_162_200
 
 
-@pytest.fixture(autouse=True)
-def db() -> Iterator[None]:
-    server = os.environ.get("TEST_MONGODB", "mongodb://127.0.0.1:37017")
-    storage.connect(f"{server}/test_bills?replicaSet=rs0")
-    vault.configure(bytes(range(32)))
-    for name in storage.database().list_collection_names():
-        storage.database()[name].delete_many({})
-    storage.ensure_indexes()
-    yield
-    storage.disconnect()
+pytestmark = pytest.mark.usefixtures("app")
 
 
 @pytest.fixture(autouse=True)
