@@ -236,9 +236,13 @@ def entries(
 
 
 def on_days(account: str, first: date, last: date) -> list[Entry]:
-    """The entries whose activity happened on the city days `first` to `last`, both included."""
+    """The entries whose activity happened on the city days `first` to `last`, both included.
+
+    In the order of the book: a reversal comes after what it undoes.
+    """
     wanted = {"$gte": first.isoformat(), "$lte": last.isoformat()}
-    return [_entry(found) for found in _collection().find({"account": account, "cap_day": wanted})]
+    found = _collection().find({"account": account, "cap_day": wanted})
+    return sorted(map(_entry, found), key=lambda entry: entry.seq)
 
 
 def as_of(account: str, instant: datetime) -> Head:

@@ -6,20 +6,25 @@ from typing import Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from accounting import clients
+from accounting import clients, clock
 from accounting.clients import Kind
+from accounting.jobs import COUNTS
+from api.bill_rows import BillTaken, take_bills
 from api.problems import Invalid
 from api.reports import ReportFields, report_of, shown
 from integrations.imports import RowResult
 from points import feed
 from points.feed import Partner, Row, Taken
 
+# The two kinds of file a partner hands over, as their jobs are called.
+ACTIVITIES, BILLS = "activities", "bills"
+
 
 class RowFields(ReportFields):
     external_id = fields.String(required=True, validate=validate.Length(1, 128))
 
 
-def take_rows(partner: Partner, raw: Sequence[dict[str, Any]]) -> list[Taken]:
+def take_rows(partner: Partner, raw: Sequence[Any]) -> list[Taken]:
     """Check the form of each row, take the good ones in together, and keep the order."""
     results: list[Taken | None] = []
     rows: list[Row] = []
@@ -35,11 +40,23 @@ def take_rows(partner: Partner, raw: Sequence[dict[str, Any]]) -> list[Taken]:
     return [result if result is not None else next(taken) for result in results]
 
 
-def take_file_rows(partner_id: str, raw: Sequence[dict[str, Any]]) -> list[RowResult]:
-    """Rows of a partner's file, for the job that reads it."""
+def take_file_rows(kind: str, partner_id: str, raw: Sequence[dict[str, Any]]) -> list[RowResult]:
+    """Rows of a partner's file, for the job that reads it; `kind` is the job's."""
     client = clients.of_subject(Kind.DATA, partner_id)
     assert client is not None, partner_id
-    return [_counted(one) for one in take_rows(partner_of(client), raw)]
+    partner = partner_of(client)
+    if kind == BILLS:
+        return [_counted_bill(one) for one in take_bills(partner, raw)]
+    return [_counted(one) for one in take_rows(partner, raw)]
+
+
+def _counted_bill(one: BillTaken) -> RowResult:
+    if one.bill is None:
+        return RowResult("rejected", one.refusal)
+    if not one.fresh:
+        return RowResult("duplicate")
+    status = one.bill.outcome(clock.now()).status
+    return RowResult(status if status in COUNTS else "recorded")
 
 
 def _counted(one: Taken) -> RowResult:
@@ -59,5 +76,6 @@ def partner_of(client: clients.Client) -> Partner:
     return Partner(
         id=client.subject_id,
         behaviours=None if everything else frozenset(policy.get("behaviours", ())),
+        carriers=frozenset(policy.get("carriers", ())),
         id_namespace=policy.get("id_namespace", ""),
     )

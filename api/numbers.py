@@ -325,6 +325,21 @@ class DayOrInstant(fields.Field[date | datetime]):
         return found
 
 
+class EachAlone(fields.List[Any]):
+    """A list whose items are documented here and read one by one later.
+
+    Only the list is checked: a bad item then has a refusal of its own and spoils no neighbour.
+    """
+
+    def __init__(self, item: type[ma.Schema], *, most: int) -> None:
+        super().__init__(fields.Nested(item), required=True, validate=validate.Length(1, most))
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.make_error("invalid")
+        return value
+
+
 class Grams(fields.Field[int]):
     """Answers only: integer milligrams of CO2e as grams, up to three places, exactly."""
 

@@ -1,5 +1,6 @@
-"""The form of an activity report and of an activity in answers, shared by residents and partners."""
+"""The form of an activity report and of an activity in answers, for residents and partners."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -7,6 +8,7 @@ import marshmallow as ma
 from marshmallow import fields, validate
 
 from accounting import clock
+from accounting.errors import Language
 from api.numbers import Flag, Grams, Instant, Quantity, Schema, Whole
 from api.problems import language
 from footprint import methodology, reasons
@@ -124,6 +126,10 @@ class ActivityAnswer(ma.Schema):
     methodology_version = fields.String(required=True)
 
 
+def reasons_of(codes: Iterable[str], to: Language) -> list[dict[str, str]]:
+    return [{"code": code, "text": reasons.text(code, to)} for code in codes]
+
+
 def shown(activity: Activity) -> dict[str, Any]:
     """An activity as it is answered, in the reader's language."""
     seen = crediting.shown(activity)
@@ -138,9 +144,7 @@ def shown(activity: Activity) -> dict[str, Any]:
         "status": seen.status,
         "reduction_g": seen.mg,
         "points": seen.points,
-        "reasons": [
-            {"code": code, "text": reasons.text(code, language())} for code in seen.reasons
-        ],
+        "reasons": reasons_of(seen.reasons, language()),
         "evidence_class": seen.evidence,
         "methodology_version": seen.methodology or rules.version,
     }

@@ -122,6 +122,12 @@ def _start(
     _check_redis(config)
     _make_indexes(config)
     say("indexes    ready")
+    if demo and not config.fcm_url and not config.google_credentials:
+        standin, fcm_url = _fcm_standin(data_dir, keep)
+        parts.callback(standin.stop)
+        watched.append(_Watched(standin))
+        config = replace(config, fcm_url=fcm_url)
+        say(f"FCM        ready  {fcm_url}  (a stand-in: pushes end there)")
     facts = {
         "pid": os.getpid(),
         "base_url": base_url,
@@ -129,6 +135,7 @@ def _start(
         # Addresses of the operator's own servers may hold passwords: they stay in memory.
         "mongodb_uri": None if env.get("MONGODB_URI") else mongodb_uri,
         "redis_url": None if env.get("REDIS_URL") else redis_url,
+        "fcm_standin_url": config.fcm_url,
     }
     state.write({**facts, "ready": False})
 
@@ -386,6 +393,35 @@ def _processes(config: Config, door: socket.socket, keep: int) -> tuple[Child, C
         child("worker", worker, orphaned=signal.SIGKILL),
         child("beat", beat, orphaned=signal.SIGTERM),
     )
+
+
+def _fcm_standin(data_dir: Path, keep: int) -> tuple[Child, str]:
+    """A running stand-in for Firebase; on a fixed port, because a restart must not move it."""
+    with socket.socket() as probe:
+        probe.bind((servers.LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    standin = Child(
+        "fcm-standin",
+        [sys.executable, "-m", "integrations.fcm_standin", "--port", str(port)],
+        data_dir / "log" / "fcm-standin.log",
+        directory=ROOT,
+        keep=(keep,),
+    )
+    standin.start()
+    try:
+        _await(standin, lambda: _accepts(port))
+    except BaseException:
+        standin.stop()
+        raise
+    return standin, f"http://{servers.LOOPBACK}:{port}"
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection((servers.LOOPBACK, port), timeout=1):
+            return True
+    except OSError:
+        return False  # Not listening yet.
 
 
 def _await(child: Child, ready: Callable[[], bool]) -> None:

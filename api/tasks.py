@@ -16,7 +16,7 @@ from api.config import Config
 from integrations import delivery, firebase, imports
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher, Pusher
-from points import crediting, feed
+from points import bill_crediting, crediting, feed
 from rewards import redemptions, vouchers
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ def sweep_half_done() -> None:
     """Finish activities, redemptions, scans and links that a crash left half-way."""
     now = clock.now()
     _logged("activities", lambda: crediting.sweep(now))
+    _logged("bills", lambda: bill_crediting.sweep(now))
     _logged("redemptions", lambda: redemptions.sweep(now))
     _logged("scans", lambda: vouchers.book_unbooked(now - crediting.SWEEP_AFTER))
     for link in links.parked_open(now - crediting.SWEEP_AFTER):

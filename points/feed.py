@@ -38,10 +38,11 @@ class NotInNamespace(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class Partner:
-    """What a data partner may do. None means everything (the demo partner)."""
+    """What a data partner may report. `behaviours` None means all (the demo partner)."""
 
     id: str
     behaviours: frozenset[str] | None = None
+    carriers: frozenset[str] = frozenset()
     id_namespace: str = ""
 
     @property

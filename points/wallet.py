@@ -219,8 +219,16 @@ class Wallet:
 
     def _move(self, source: str, target: str, points: int, tag: str = "") -> None:
         if points:
-            self.lines.append(Line(UNIT, source, -points, tag))
-            self.lines.append(Line(UNIT, target, points, tag))
+            self._note(source, -points, tag)
+            self._note(target, points, tag)
+
+    def _note(self, book: str, points: int, tag: str) -> None:
+        """Add to the line of a book: however many lots move at once, an entry has few lines."""
+        for place, line in enumerate(self.lines):
+            if (line.book, line.tag) == (book, tag):
+                self.lines[place] = line._replace(amount=line.amount + points)
+                return
+        self.lines.append(Line(UNIT, book, points, tag))
 
     def _add(self, lot: Lot) -> None:
         for place, held in enumerate(self.lots):

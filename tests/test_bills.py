@@ -20,7 +20,7 @@ from accounting.errors import DomainError, NotFound, ValidationFailed
 from accounting.links import AlreadyLinked
 from footprint import billing_rules, bills, households, methodology, reasons, summaries
 from footprint.activities import RECEIVED, SETTLED, SourceEventConflict
-from footprint.billing_rules import BillReport, Use, assess, baseline, judged, month_use
+from footprint.billing_rules import BillReport, Judgement, Use, assess, baseline, judged, month_use
 from footprint.bills import Bill
 from points import bill_crediting, milestones, statements
 from points.wallet import Wallet, consistent
@@ -320,6 +320,17 @@ def test_only_the_residents_linked_get_their_share_of_three() -> None:
     assert points_of(BO) == 0
 
 
+def test_a_saving_is_never_shared_out_more_than_once() -> None:
+    home = live_in(ANNA, members=1)
+    send_history(count=24)
+    with clock.travel(timedelta(days=10)):
+        households.change_members(ANNA, home, 2)
+        households.join(BO, "electricity", METER, 2)
+        # One lived there in April, two are linked when the bill comes: two shares of 30 kWh.
+        april = send(bill("2026-04", 240))
+    assert (april.shares, points_of(ANNA), points_of(BO)) == (2, 14_922, 14_922)
+
+
 def test_thirty_percent_is_the_most_that_counts() -> None:
     live_in(ANNA, BO)
     send_history(count=24)
@@ -614,6 +625,16 @@ def test_a_bill_cut_off_anywhere_is_finished_once(
     assert (again.state, again.points, again.revision) == (SETTLED, 9_948, 1)
     for resident in (ANNA, BO, CHEN):
         assert (points_of(resident), book.head(resident).seq) == (9_948, 1)
+
+
+def test_the_first_judgement_of_a_revision_stands() -> None:
+    live_in(ANNA)
+    stored, _ = bills.receive(
+        bill("2026-04", 240), source=GRID, event_id="e1", received_at=clock.now()
+    )
+    first, second = Judgement("recorded", ("no_saving",)), Judgement("recorded", ("tier_3",))
+    assert bills.freeze(stored, first).judgement == first
+    assert bills.freeze(stored, second).judgement == first
 
 
 def test_shares_posted_after_a_crash_are_those_posted_before_it(

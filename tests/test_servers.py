@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,12 +48,12 @@ def port_of(server: Server) -> int:
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Iterator[Path]:
+def script(tmp_path: Path) -> Path:
     """A stand-in for a server binary; write its text, then use it."""
     file = tmp_path / "server"
     file.touch()
     file.chmod(0o755)
-    yield file
+    return file
 
 
 def test_a_restart_keeps_data_and_ports(data_dir: Path) -> None:

@@ -11,7 +11,7 @@ from accounting import clock
 from accounting.errors import DomainError, NotFound
 from api import problems
 from api.idempotency import idempotent
-from api.numbers import Flag, Grams, Schema
+from api.numbers import EachAlone, Flag, Grams, Schema
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, page, page_of, place
 from api.problems import Invalid, language
@@ -41,8 +41,7 @@ class ActivityRequest(ReportFields):
 
 
 class BatchRequest(Schema):
-    # Each item is read by itself, so that a bad one does not spoil its neighbours.
-    activities = fields.List(fields.Dict(), required=True, validate=validate.Length(1, BATCH_MAX))
+    activities = EachAlone(ActivityRequest, most=BATCH_MAX)
 
 
 class ItemAnswer(ma.Schema):
@@ -61,6 +60,10 @@ class CapsAnswer(ma.Schema):
     month_count = fields.Integer(allow_none=True)
 
 
+class MaturityAnswer(ma.Schema):
+    hours = fields.Integer(required=True)
+
+
 class FactorAnswer(ma.Schema):
     id = fields.String(required=True)
     mg_num = fields.Integer(required=True)
@@ -77,7 +80,7 @@ class BehaviourAnswer(ma.Schema):
     formula = fields.String(required=True)
     factor = fields.Nested(FactorAnswer, required=True)
     caps = fields.Nested(CapsAnswer, required=True)
-    maturity_hours = fields.Integer(required=True)
+    maturity = fields.Nested(MaturityAnswer, required=True)
     evidence = fields.List(fields.String(), required=True)
     attributes = fields.Dict(
         keys=fields.String(), values=fields.List(fields.String()), required=True
@@ -185,7 +188,7 @@ def _report(wanted: dict[str, Any]) -> tuple[Activity, bool]:
     )
 
 
-def _item(raw: dict[str, Any]) -> dict[str, Any]:
+def _item(raw: Any) -> dict[str, Any]:
     try:
         activity, fresh = _report(ActivityRequest().load(raw))
     except ma.ValidationError as error:
@@ -248,7 +251,7 @@ def _behaviour(one: Behaviour) -> dict[str, Any]:
             "day_count": one.caps.day_count,
             "month_count": one.caps.month_count,
         },
-        "maturity_hours": int(one.maturity.total_seconds()) // 3600,
+        "maturity": {"hours": int(one.maturity.total_seconds()) // 3600},
         "evidence": sorted(one.accepts),
         "attributes": {"required": list(one.required), "optional": list(one.optional)},
         "rules": one.rules_text,

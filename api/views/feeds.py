@@ -13,9 +13,10 @@ from accounting import jobs, links, vault
 from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from api import problems, tasks
-from api.feed_rows import partner_of, take_rows
+from api.bill_rows import BillAnswer, BillFields, BillTaken, shown_bill, take_bills
+from api.feed_rows import ACTIVITIES, BILLS, RowFields, partner_of, take_rows
 from api.idempotency import idempotent
-from api.numbers import Schema
+from api.numbers import EachAlone, Schema
 from api.openapi import Blueprint, refuses
 from api.problems import UnsupportedMediaType, language
 from api.reports import ActivityAnswer, shown
@@ -26,14 +27,12 @@ from points import feed
 from points.feed import Taken
 
 ROWS_MAX = 1_000
-ACTIVITY_FILE = "activities"
 
 blueprint = Blueprint("feeds", __name__, description="Data partners")
 
 
 class RowsRequest(Schema):
-    # Each row is read by itself, so that a bad one does not spoil its neighbours.
-    activities = fields.List(fields.Dict(), required=True, validate=validate.Length(1, ROWS_MAX))
+    activities = EachAlone(RowFields, most=ROWS_MAX)
 
 
 class RowAnswer(ma.Schema):
@@ -44,6 +43,20 @@ class RowAnswer(ma.Schema):
 
 class RowsAnswer(ma.Schema):
     results = fields.List(fields.Nested(RowAnswer), required=True)
+
+
+class BillsRequest(Schema):
+    bills = EachAlone(BillFields, most=ROWS_MAX)
+
+
+class BillItemAnswer(ma.Schema):
+    status_code = fields.Integer(required=True)
+    bill = fields.Nested(BillAnswer)
+    problem = fields.Nested(problems.Problem)
+
+
+class BillsAnswer(ma.Schema):
+    results = fields.List(fields.Nested(BillItemAnswer), required=True)
 
 
 class LinkCodeRequest(Schema):
@@ -129,17 +142,30 @@ class FeedFiles(MethodView):
 
         The bytes are stored before the answer; the job reads them.
         """
-        if request.mimetype not in files.FORMATS:
-            raise UnsupportedMediaType(" or ".join(files.FORMATS))
-        job = imports.store(
-            ACTIVITY_FILE,
-            caller().id,
-            request.stream,
-            media_type=request.mimetype,
-            gzipped=request.headers.get("Content-Encoding", "").lower() == "gzip",
-        )
-        tasks.nudge(tasks.run_job, job.id)
-        return {"job_id": job.id}, 202, {"Location": f"/v1/jobs/{job.id}"}
+        return _queued(ACTIVITIES)
+
+
+@blueprint.route("/v1/feeds/bills")
+class BillFeed(MethodView):
+    @door(DATA, scope="feeds:write")
+    @blueprint.arguments(BillsRequest)
+    @idempotent()
+    @blueprint.response(200, BillsAnswer)
+    def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Hand over up to 1,000 bills; each has its own result, in order"""
+        taken = take_bills(partner_of(caller().client()), wanted["bills"])
+        return {"results": [_bill_result(one) for one in taken]}
+
+
+@blueprint.route("/v1/feeds/bills/files")
+class BillFiles(MethodView):
+    @door(DATA, scope="feeds:write", body_max=None)
+    @refuses("unsupported_media_type", "payload_too_large")
+    @idempotent(streamed=True)
+    @blueprint.response(202, QueuedAnswer)
+    def post(self) -> tuple[dict[str, Any], int, dict[str, str]]:
+        """Hand over a file of bills, NDJSON or CSV, gzip allowed"""
+        return _queued(BILLS)
 
 
 @blueprint.route("/v1/jobs/<job_id>")
@@ -165,6 +191,28 @@ def _result(one: Taken) -> dict[str, Any]:
         return _refused(one.refusal)
     assert one.activity is not None, "a row has an activity or a refusal"
     return {"status_code": 201 if one.fresh else 200, "activity": shown(one.activity)}
+
+
+def _bill_result(one: BillTaken) -> dict[str, Any]:
+    if one.refusal is not None:
+        return _refused(one.refusal)
+    assert one.bill is not None, "a row has a bill or a refusal"
+    return {"status_code": 201 if one.fresh else 200, "bill": shown_bill(one.bill)}
+
+
+def _queued(kind: str) -> tuple[dict[str, Any], int, dict[str, str]]:
+    """Store the body as a file and queue the job that reads it."""
+    if request.mimetype not in files.FORMATS:
+        raise UnsupportedMediaType(" or ".join(files.FORMATS))
+    job = imports.store(
+        kind,
+        caller().id,
+        request.stream,
+        media_type=request.mimetype,
+        gzipped=request.headers.get("Content-Encoding", "").lower() == "gzip",
+    )
+    tasks.nudge(tasks.run_job, job.id)
+    return {"job_id": job.id}, 202, {"Location": f"/v1/jobs/{job.id}"}
 
 
 def _refused(refusal: DomainError) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, page, page_of, place
 from api.problems import Invalid, language
 from api.security import RESIDENT, caller, door
-from footprint import methodology, summaries
+from footprint import bills, methodology, summaries
 from integrations import devices
 from points import feed, milestones
 
@@ -140,8 +140,12 @@ class Period(Sums):
 
 
 class SummaryAnswer(ma.Schema):
+    """`emissions_g` is what the household's bills emitted, my share of it."""
+
     reduction_g = Grams(required=True)
     points = fields.Integer(required=True)
+    emissions_g = Grams(required=True)
+    by_carrier = fields.Dict(keys=fields.String(), values=Grams(), required=True)
     by_behaviour = fields.Dict(keys=fields.String(), values=fields.Nested(Sums), required=True)
     by_dimension = fields.Dict(keys=fields.String(), values=fields.Nested(Sums), required=True)
     series = fields.List(fields.Nested(Period), required=True)
@@ -292,9 +296,12 @@ class Summary(MethodView):
                 held["reduction_g"] += cell.mg
                 held["points"] += cell.points
                 held["count"] += cell.count
+        emitted = bills.emissions_between(caller().id, first, last)
         return {
             "reduction_g": sum(cell.mg for cell in cells),
             "points": sum(cell.points for cell in cells),
+            "emissions_g": sum(emitted.values()),
+            "by_carrier": emitted,
             "by_behaviour": behaviours,
             "by_dimension": dimensions,
             "series": [{"period": period, **sums} for period, sums in sorted(series.items())],

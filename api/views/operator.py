@@ -75,6 +75,12 @@ class RewardRequest(Schema):
     available_from = Instant()
     available_to = Instant()
 
+    @ma.validates_schema(skip_on_field_errors=True)
+    def ends_after_it_begins(self, data: dict[str, Any], **_: Any) -> None:
+        begins = data.get("available_from")
+        if begins is not None and "available_to" in data and data["available_to"] <= begins:
+            raise ma.ValidationError("Must lie after available_from.", "available_to")
+
 
 class OperatorRewardAnswer(ma.Schema):
     id = fields.String(required=True)

@@ -1,0 +1,119 @@
+"""The resident's meter accounts, and what utilities sent for them."""
+
+from typing import Any
+
+import marshmallow as ma
+from flask import current_app
+from flask.views import MethodView
+from marshmallow import fields, validate
+
+from accounting import links
+from api.bill_rows import CARRIERS, BillAnswer, shown_bill
+from api.idempotency import idempotent
+from api.numbers import Instant, Schema, Whole
+from api.openapi import Blueprint, refuses
+from api.paging import PageQuery, page, page_of, place
+from api.security import RESIDENT, caller, door
+from footprint import activities, bills, households
+from footprint.households import Membership
+from points import bill_crediting
+
+MEMBERS = validate.Range(1, 12)
+
+blueprint = Blueprint("households", __name__, description="Meter accounts and bills")
+
+
+class HouseholdRequest(Schema):
+    """Outside the demo, `partner_id` and the `link_code` the utility issued prove the account."""
+
+    carrier = fields.String(required=True, validate=validate.OneOf(CARRIERS))
+    account_no = fields.String(required=True, validate=validate.Length(1, 64))
+    members = Whole(required=True, validate=MEMBERS)
+    partner_id = fields.String(validate=validate.Length(1, 64))
+    link_code = fields.String(validate=validate.Length(1, 32))
+
+
+class MembersRequest(Schema):
+    members = Whole(required=True, validate=MEMBERS)
+
+
+class HouseholdAnswer(ma.Schema):
+    id = fields.String(required=True)
+    carrier = fields.String(required=True)
+    account_no = fields.String(required=True)
+    members = fields.Integer(required=True)
+    joined = fields.Integer(required=True)
+    since = Instant(required=True)
+
+
+@blueprint.route("/v1/me/households")
+class Households(MethodView):
+    @door(RESIDENT)
+    @refuses("already_linked", "household_full", "members_conflict", "invalid_link_code")
+    @blueprint.arguments(HouseholdRequest)
+    @idempotent()
+    @blueprint.response(201, HouseholdAnswer)
+    def post(self, wanted: dict[str, Any]) -> Membership:
+        """Link a meter account of my household
+
+        The first resident says how many members it has; more may join up to that number.
+        """
+        if not current_app.extensions["config"].demo:
+            partner_id = wanted.get("partner_id", "")
+            links.check_code(partner_id, wanted["account_no"], wanted.get("link_code"))
+        return households.join(
+            caller().id, wanted["carrier"], wanted["account_no"], wanted["members"]
+        )
+
+    @door(RESIDENT)
+    @blueprint.arguments(PageQuery, location="query")
+    @blueprint.response(200, page_of(HouseholdAnswer))
+    def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """My meter accounts, newest first"""
+        at = place(wanted)
+        found = households.of_resident(
+            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
+        )
+        return page(found, wanted, lambda membership: (membership.id,))
+
+
+@blueprint.route("/v1/me/households/<household_id>")
+class OneHousehold(MethodView):
+    @door(RESIDENT)
+    @blueprint.response(200, HouseholdAnswer)
+    def get(self, household_id: str) -> Membership:
+        """One of my meter accounts"""
+        return households.get(caller().id, household_id)
+
+    @door(RESIDENT)
+    @refuses("members_below_joined")
+    @blueprint.arguments(MembersRequest)
+    @blueprint.response(200, HouseholdAnswer)
+    def patch(self, wanted: dict[str, Any], household_id: str) -> Membership:
+        """Change the number of members from today on"""
+        return households.change_members(caller().id, household_id, wanted["members"])
+
+    @door(RESIDENT)
+    @blueprint.response(204)
+    def delete(self, household_id: str) -> None:
+        """Leave a meter account; what it earned stays"""
+        households.leave(caller().id, household_id)
+
+
+@blueprint.route("/v1/me/bills")
+class Bills(MethodView):
+    @door(RESIDENT)
+    @blueprint.arguments(PageQuery, location="query")
+    @blueprint.response(200, page_of(BillAnswer))
+    def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """What utilities sent for my meters, and what each was credited or not for"""
+        at = place(wanted)
+        found = bills.of_resident(
+            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
+        )
+        answer = page(found, wanted, lambda bill: (bill.id,))
+        settled = [
+            one if one.state == activities.SETTLED else bill_crediting.resume(one)
+            for one in answer["items"]
+        ]
+        return answer | {"items": [shown_bill(one) for one in settled]}

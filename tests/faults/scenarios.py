@@ -1,0 +1,108 @@
+"""What a forked process may be asked to do; each takes and returns plain JSON values."""
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from accounting import book, clock
+from accounting.book import Ask, Decision, Head, Line
+from accounting.errors import AccountBusy
+from footprint.rules import Report
+from integrations import imports
+from points import crediting, feed
+from rewards import catalogue, redemptions, vouchers
+
+
+def deposit(account: str, key: str, amount: int) -> bool:
+    """Post one amount; True when an earlier try had posted it."""
+
+    def decide(head: Head, now: datetime) -> Decision:
+        held = int(head.after.get("held", 0))
+        lines = (Line("points", "issued:city", -amount), Line("points", "available", amount))
+        return Decision(lines=lines, after={"held": held + amount})
+
+    ask = Ask(account, key, "earn", book.fingerprint(amount), datetime(2026, 5, 1, tzinfo=UTC))
+    return book.post(ask, decide).replayed
+
+
+def deposit_for_ever(account: str, acknowledged: str) -> None:
+    """Post one after the other; what was acknowledged is on disk before the next begins."""
+    log = os.open(acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in range(100_000):
+        key = f"{os.getpid()}-{number}"
+        try:
+            deposit(account, key, 1)
+        except AccountBusy:
+            continue
+        os.write(log, f"{key}\n".encode())
+        os.fsync(log)
+
+
+def report(
+    resident: str, behaviour: str, quantity: str, at: str, event_id: str, **attributes: Any
+) -> list[Any]:
+    what = Report(behaviour, Decimal(quantity), datetime.fromisoformat(at), None, attributes)
+    activity, fresh = crediting.report(
+        resident, what, source=f"app:{resident}", event_id=event_id, evidence="A"
+    )
+    return [activity.status, activity.mg, activity.points, fresh]
+
+
+def redeem(resident: str, key: str, reward_id: str, quantity: int = 1) -> str:
+    return redemptions.redeem(resident, key, reward_id, quantity).state
+
+
+def cancel(resident: str, redemption_id: str) -> str:
+    return redemptions.cancel(resident, redemption_id).state
+
+
+def scan(voucher_id: str, store_id: str, terminal_ref: str) -> str:
+    found = vouchers.get(voucher_id)
+    assert found is not None
+    merchant_id = catalogue.reward(found.reward_id).merchant_id
+    return vouchers.redeem(
+        found, merchant_id=merchant_id, store_id=store_id, terminal_ref=terminal_ref
+    ).status
+
+
+def run_import(job_id: str) -> str:
+    job = imports.run(job_id, bus_rows)
+    assert job is not None
+    return job.state
+
+
+def bus_rows(partner_id: str, raw: Sequence[dict[str, Any]]) -> list[imports.RowResult]:
+    """Take rows of bus rides through the feed, as the worker does behind the row schema."""
+    rows = [
+        feed.Row(
+            one["external_id"],
+            one["source_event_id"],
+            Report("bus_km", Decimal(one["quantity"]), datetime.fromisoformat(one["occurred_at"])),
+        )
+        for one in raw
+    ]
+    results = []
+    for taken in feed.take(feed.Partner(partner_id), rows):
+        if taken.refusal is not None or taken.activity is None:
+            results.append(imports.RowResult("rejected", taken.refusal))
+            continue
+        status = taken.activity.status_at(clock.now())
+        status = {"capped": "credited"}.get(status, status)
+        results.append(imports.RowResult(status if taken.fresh else "duplicate"))
+    return results
+
+
+SCENARIOS: dict[str, Callable[..., Any]] = {
+    one.__name__: one
+    for one in (
+        deposit,
+        deposit_for_ever,
+        report,
+        redeem,
+        cancel,
+        scan,
+        run_import,
+    )
+}

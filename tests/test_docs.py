@@ -1,0 +1,56 @@
+"""Documentation that a test can hold to the code."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from footprint import methodology
+from footprint.reasons import REASONS
+
+ROOT = Path(__file__).parent.parent
+METHODOLOGY = (ROOT / "docs" / "methodology.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_reason_is_in_the_methodology_document() -> None:
+    table = METHODOLOGY.partition("## Reasons")[2].partition("## Sources")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", table, re.MULTILINE)
+    assert {code: {"en": en, "zh": zh} for code, en, zh in rows} == REASONS
+
+
+def test_every_behaviour_is_in_the_methodology_document() -> None:
+    listed = set(
+        re.findall(
+            r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| [\d,/]+|^\| `(\w+)` .* off ", METHODOLOGY, re.M
+        )
+    )
+    assert {first or second for first, second in listed} == set(methodology.shipped()[0].behaviours)
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    demo, tests = re.findall(r"^```sh\n(.+)\n```$", README, re.MULTILINE)[:2]
+    assert demo.endswith(".venv/bin/tanhui demo")
+    assert tests.endswith(".venv/bin/pytest")
+    assert "\n" not in demo + tests
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_requirement_is_pinned_with_hashes_and_names_no_host(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    pins = re.findall(r"^[A-Za-z0-9._-]+(?:\[[\w,]+\])?==", text, re.MULTILINE)
+    unpinned = [
+        line for line in text.splitlines() if line and line[0] not in " #" and "==" not in line
+    ]
+    assert len(pins) > 50
+    assert unpinned == []
+    assert "://" not in text
+    assert text.count("--hash=sha256:") >= len(pins)
+
+
+def test_no_committed_file_names_a_lock_or_a_download_address() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "uv.lock" not in listed
