@@ -2,16 +2,21 @@
 
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 from pymongo.errors import PyMongoError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from accounting import book as the_book
-from accounting import storage, vault
+from accounting import clock, storage, vault
+from accounting import factors as the_factors
+from accounting.factors import review
 from api import stack
 from api.config import DEFAULT_DATA_DIR, ConfigError
 from integrations.servers import LOOPBACK, ServerError
@@ -104,6 +109,57 @@ def _counting(what: str, work: Callable[[Tell], the_book.Verification]) -> the_b
     ) as bar:
         task = bar.add_task(what, total=None)
         return work(lambda count: bar.update(task, completed=count))
+
+
+@tanhui.group()
+def factors() -> None:
+    """Look at the emission factors."""
+
+
+@factors.command()
+@click.option(
+    "--on",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="Judge review dates as on this day  [default: today]",
+)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Check the tables in this folder instead of those that come with Tanhui.",
+)
+def check(on: datetime | None, folder: Path | None) -> None:
+    """List the factors somebody should look at.
+
+    Overdue reviews, values known from memory only, and vintages standing in for a later year are
+    warnings and exit 0. Unreadable rows, overlapping factors and factors without a source are
+    errors and exit 1.
+    """
+    today = on.date() if on else clock.city_day(clock.now())
+    table = Table(title=f"Emission factors on {today}")
+    for column in ("finding", "factor or file", "what"):
+        table.add_column(column, overflow="fold")
+    try:
+        registry = (
+            the_factors.Registry.load(the_factors.files_in(folder))
+            if folder
+            else the_factors.shipped()
+        )
+    except the_factors.FactorsError as error:
+        for problem in error.problems:
+            table.add_row(problem.kind, escape(problem.place), escape(problem.why))
+        Console().print(table)
+        raise click.ClickException(
+            f"problems in the factor tables: {len(error.problems)}"
+        ) from None
+    found = review.findings(registry, today)
+    for finding in found:
+        table.add_row(finding.kind, finding.factor.id, escape(finding.detail))
+    if found:
+        Console().print(table)
+    click.echo(
+        f"The factors hold: {len(registry.factors)} in {len(registry.sets)} sets, "
+        f"{len(found)} to look at."
+    )
 
 
 def main() -> None:

@@ -70,6 +70,7 @@ STATUS: dict[str, int] = {
     "validation_failed": 422,
     "invalid_link_code": 422,
     "invalid_qr": 422,
+    "missing_factor": 422,
     "rate_limited": 429,
     "internal_error": 500,
     "unavailable": 503,

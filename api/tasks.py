@@ -4,13 +4,12 @@ What must happen is a row in the database. A task that is lost with Redis is fou
 """
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, current_app, shared_task
 from kombu.exceptions import OperationalError
 
-from accounting import clock, jobs, links, outbox
+from accounting import clock, jobs, outbox
 from api import feed_rows, schedule
 from api.config import Config
 from integrations import delivery, firebase, imports
@@ -99,18 +98,11 @@ def sweep_jobs() -> None:
 def sweep_half_done() -> None:
     """Finish activities, redemptions, scans and links that a crash left half-way."""
     now = clock.now()
-    _logged("activities", lambda: crediting.sweep(now))
-    _logged("bills", lambda: bill_crediting.sweep(now))
-    _logged("redemptions", lambda: redemptions.sweep(now))
-    _logged("scans", lambda: vouchers.book_unbooked(now - crediting.SWEEP_AFTER))
-    for link in links.parked_open(now - crediting.SWEEP_AFTER):
-        feed.credit_parked(link)
-
-
-def _logged(what: str, sweep: Callable[[], int]) -> None:
-    finished = sweep()
-    if finished:
-        log.warning("the sweep finished %d %s", finished, what)
+    crediting.sweep(now)
+    bill_crediting.sweep(now)
+    redemptions.sweep(now)
+    vouchers.book_unbooked(now - crediting.SWEEP_AFTER)
+    feed.sweep(now)
 
 
 def _pusher() -> Pusher | None:

@@ -22,6 +22,7 @@ from accounting.errors import DomainError
 from accounting.ids import new_id
 
 RECEIVED, SETTLED = "received", "settled"
+REVERSED = "reversed"
 
 
 class SourceEventConflict(DomainError):
@@ -161,12 +162,14 @@ def receive(fact: Activity) -> tuple[Activity, bool]:
 def settle(activity: Activity, outcome: Outcome) -> Activity:
     """Write the outcome beside the fact. Safe to repeat: the same entry gives the same outcome.
 
+    A reversal is the last word: whoever still carries the outcome from before it changes nothing.
+
     The outcome is a copy of what the entry says, so it does not wait for the journal: were it lost,
     the fact would be `received` again and the next reader or the sweeper would copy it once more.
     """
     copies = ActivityDocument._get_collection().with_options(write_concern=WriteConcern(w=1))
     found = copies.find_one_and_update(
-        {"_id": activity.id},
+        {"_id": activity.id, "status": {"$ne": REVERSED}},
         {
             "$set": {
                 "state": SETTLED,
@@ -181,8 +184,9 @@ def settle(activity: Activity, outcome: Outcome) -> Activity:
         },
         return_document=True,
     )
-    assert found is not None, activity.id
-    return _activity(found)
+    settled = _activity(found) if found is not None else by_id(activity.id)
+    assert settled is not None, activity.id
+    return settled
 
 
 def by_id(activity_id: str) -> Activity | None:

@@ -30,11 +30,13 @@ def fact_of(
     event_id: str,
     evidence: str,
     received_at: datetime,
+    subject: str = "",
     activity_id: str | None = None,
 ) -> Activity:
     """The fact to store for one report: assessed, with everything external as keyed hashes.
 
-    A row that was parked before brings the id it was answered with.
+    `subject` is whom the source named, where it named somebody: part of what was said. A row that
+    was parked before brings the id it was answered with.
     """
     rules_now = methodology.in_force(clock.city_day(report.start))
     behaviour = rules_now.behaviours[report.behaviour]
@@ -48,7 +50,7 @@ def fact_of(
         resident=resident,
         source=source,
         event_id=event_id,
-        fingerprint=fingerprint(report, evidence),
+        fingerprint=fingerprint(report, evidence, subject),
         behaviour=report.behaviour,
         quantity=format(report.quantity.normalize(), "f"),
         start=report.start,
@@ -64,7 +66,7 @@ def fact_of(
     )
 
 
-def fingerprint(report: Report, evidence: str) -> str:
+def fingerprint(report: Report, evidence: str, subject: str = "") -> str:
     """The hash of what was asked; numbers and instants in one spelling, attributes in order."""
     return book.fingerprint(
         report.behaviour,
@@ -72,6 +74,7 @@ def fingerprint(report: Report, evidence: str) -> str:
         clock.cut(report.start).isoformat(),
         clock.cut(report.end).isoformat() if report.end else "",
         evidence,
+        subject,
         *(f"{name}={value}" for name, value in sorted(report.attributes.items())),
     )
 
@@ -236,12 +239,18 @@ def _conflict(activity: Activity, behaviour: Behaviour, report: Report, day: dat
     for refs in trips:
         if refs["activity"] in taken_back:
             continue
-        if gap_min is not None and refs["line"] is not None and refs["line"] == activity.line:
+        if gap_min is not None and _same_line(activity, refs):
             if abs(refs["start"] - report.start) < timedelta(minutes=gap_min):
                 return "boarding_too_soon"
         if rules.overlaps(report, refs["start"], refs["end"] or refs["start"]):
             return "overlapping_trip"
     return None
+
+
+def _same_line(activity: Activity, refs: dict[str, Any]) -> bool:
+    """Line 1 of the bus is not line 1 of the metro: changing between them takes no ten minutes."""
+    here, there = (activity.behaviour, activity.line), (refs["behaviour"], refs["line"])
+    return activity.line is not None and here == there
 
 
 def _is_credited_trip(refs: dict[str, Any]) -> bool:
@@ -332,13 +341,15 @@ def _copy(held: dict[str, Any]) -> dict[str, Any]:
 
 def _count(held: dict[str, Any], refs: dict[str, Any]) -> None:
     """Add one entry to the counters of its day."""
-    code, mg = refs["behaviour"], refs["mg"]
-    used, sum_mg, best, best_of = held.get(code, (0, 0, None, None))
+    code = refs["behaviour"]
+    used, gross_mg, best, best_of = held.get(code, (0, 0, None, None))
     if refs["best"] is not None:
         best, best_of = refs["best"], refs["activity"]
-    held[code] = [used + refs["counted"], sum_mg + mg, best, best_of]
+    elif refs["status"] == "reversed" and refs["activity"] == best_of:
+        best, best_of = None, None
+    held[code] = [used + refs["counted"], gross_mg + refs["gross_mg"], best, best_of]
     if refs["overall"]:
-        held["_overall"] = held.get("_overall", 0) + mg
+        held["_overall"] = held.get("_overall", 0) + refs["mg"]
     behaviour = methodology.version(refs["methodology"]).behaviours[code]
     if _is_netted(behaviour):
         held["_netted"] = held.get("_netted", 0) + refs["gross_mg"]

@@ -48,10 +48,11 @@ class Assessment:
 class Counts:
     """What one city day and month of a resident already hold.
 
-    `used` and `mg` are this behaviour's on the day; `overall_mg` is over the capped dimensions;
-    `best` is the day's highest total of a behaviour where the highest wins, `best_of` its activity.
-    `netted_mg` is what transit and cycling were worth that day before a stop-day covered any of it;
-    `stop_mg` is what a stop-driving day earned, None without one.
+    `used` and `mg` are this behaviour's on the day, `mg` before a stop-day covered any of it and
+    before the overall cap: so neither hands out this behaviour's own grams a second time.
+    `overall_mg` is what was credited over the capped dimensions; `best` is the day's highest total
+    of a behaviour where the highest wins, `best_of` its activity. `netted_mg` is what transit and
+    cycling were worth that day; `stop_factor_mg` what a stop-driving day is, None without one.
     """
 
     used: int = 0
@@ -77,7 +78,7 @@ class Step:
 class Credit:
     """What the rules grant: milligrams, units counted, reasons for anything trimmed, the working.
 
-    `gross_mg` is the worth before a stop-day covered any of it.
+    `gross_mg` is the worth before a stop-day covered any of it and before the overall cap.
     """
 
     mg: int
@@ -180,19 +181,23 @@ def quantify(behaviour: Behaviour, quantity: Decimal, *, by_trip: bool = False) 
 
 
 def credit(methodology: Methodology, behaviour: Behaviour, report: Report, day: Counts) -> Credit:
-    """Apply count caps, formula, gram caps and the overall day cap, in this order."""
+    """Apply count caps, formula, own gram cap, stop-day and the overall day cap, in this order.
+
+    In this order the total of a day does not depend on which of its activities arrived first.
+    """
     if behaviour.formula == "capped_steps":
-        return _credit_highest(behaviour, report, day)
+        return _credit_highest(methodology, behaviour, report, day)
     working = _Working()
     counted, quantity = _countable(behaviour, report, day, working)
     working.set("formula", quantify(behaviour, quantity, by_trip=report.by_trip))
     if behaviour.nets:
         working.cap("net_of_transit", max(working.mg - day.netted_mg, 0))
-    _cap_grams(methodology, behaviour, day, working)
+    _cap_own(behaviour, day, working)
     gross_mg = working.mg
     if day.stop_factor_mg is not None:
         covered_mg = max(day.stop_factor_mg - day.netted_mg, 0)
         working.cap("stop_day_covers", max(working.mg - covered_mg, 0))
+    _cap_overall(methodology, behaviour, day, working)
     return Credit(working.mg, counted, gross_mg, tuple(working.reasons), tuple(working.steps))
 
 
@@ -235,30 +240,38 @@ def _countable(
     return allowed, Decimal(allowed)
 
 
-def _cap_grams(
-    methodology: Methodology, behaviour: Behaviour, day: Counts, working: _Working
-) -> None:
+def _cap_own(behaviour: Behaviour, day: Counts, working: _Working) -> None:
     if behaviour.caps.day_mg is not None:
         working.cap("day_gram_cap", max(behaviour.caps.day_mg - day.mg, 0))
+
+
+def _cap_overall(
+    methodology: Methodology, behaviour: Behaviour, day: Counts, working: _Working
+) -> None:
     if behaviour.dimension in methodology.overall_dimensions:
         working.cap("overall_day_cap", max(methodology.overall_day_mg - day.overall_mg, 0))
 
 
-def _credit_highest(behaviour: Behaviour, report: Report, day: Counts) -> Credit:
-    """The highest total of a day counts; a higher one posts the difference, a lower one nothing."""
-    if day.best_of is not None and report.quantity <= day.best:
+def _credit_highest(
+    methodology: Methodology, behaviour: Behaviour, report: Report, day: Counts
+) -> Credit:
+    """The highest total of a day counts; a higher one posts the difference, a lower one nothing.
+
+    The difference is to what the day is worth so far, which a reversal has made smaller.
+    """
+    whole = quantify(behaviour, report.quantity)
+    if (day.best_of is not None and report.quantity <= day.best) or whole < day.mg:
         return Credit(0, 0, 0, ("lower_step_total",), (Step("lower_step_total", 0),), day.best_of)
     working = _Working()
-    whole, before = quantify(behaviour, report.quantity), quantify(behaviour, day.best)
     working.set("formula", whole)
     if behaviour.step_limit is not None and report.quantity > behaviour.step_limit:
         working.reasons.append("step_limit")
-    if before:
-        working.set("less_lower_total", whole - before)
-    if behaviour.caps.day_mg is not None:
-        working.cap("day_gram_cap", max(behaviour.caps.day_mg - day.mg, 0))
-    mg = working.mg
-    return Credit(mg, 1, mg, tuple(working.reasons), tuple(working.steps))
+    if day.mg:
+        working.set("less_lower_total", whole - day.mg)
+    _cap_own(behaviour, day, working)
+    gross_mg = working.mg
+    _cap_overall(methodology, behaviour, day, working)
+    return Credit(working.mg, 1, gross_mg, tuple(working.reasons), tuple(working.steps))
 
 
 def overlaps(one: Report, start: datetime, end: datetime) -> bool:

@@ -20,7 +20,8 @@ from integrations.push import MessageClass, Outcome, Pusher, PushMessage, PushRe
 log = logging.getLogger(__name__)
 
 LEASE = timedelta(minutes=1)
-GIVE_UP_AFTER = timedelta(hours=24)
+# A day of trying, and the quiet hours in between.
+GIVE_UP_AFTER = timedelta(hours=36)
 BACKOFF_FIRST = timedelta(seconds=10)
 BACKOFF_MAX = timedelta(hours=1)
 SWEEP_MAX = 1_000
@@ -68,7 +69,7 @@ def deliver(notification_id: str, pusher: Pusher | None) -> str:
     resident = accounts.get(notification.resident)
     if resident is None or not resident.push.get(notification.category, True):
         return _put(notification_id, "not_wanted", None)
-    if now - notification.created_at > GIVE_UP_AFTER + timedelta(hours=12):
+    if now - notification.created_at > GIVE_UP_AFTER:
         return _put(notification_id, "given_up", None)
     if (quiet_until := _quiet_until(resident.quiet_hours, now)) is not None:
         return _put(notification_id, "deferred", quiet_until)

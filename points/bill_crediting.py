@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from accounting import book, claims, clock
+from accounting import book, claims, clock, sweeping
 from accounting.book import Ask, Decision, Entry, Head
 from accounting.errors import AccountBusy
 from footprint import bills, intake
@@ -56,11 +56,7 @@ def resume(bill: Bill) -> Bill:
 
 def sweep(now: datetime) -> int:
     """Finish what a crash left received; returns how many were finished."""
-    finished = 0
-    for bill in bills.unsettled(now - SWEEP_AFTER, SWEEP_MAX):
-        resume(bill)
-        finished += 1
-    return finished
+    return sweeping.each("bill", bills.unsettled(now - SWEEP_AFTER, SWEEP_MAX), resume)
 
 
 def _wake(household: str) -> None:

@@ -10,7 +10,7 @@ together: there is no moment at which one is booked and the other is not.
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from accounting import book, claims, clock
+from accounting import book, claims, clock, sweeping
 from accounting.book import Ask, Decision, Entry, Head
 from accounting.errors import DomainError
 from footprint import activities, intake, methodology
@@ -30,13 +30,14 @@ class NothingToReverse(DomainError):
 
 
 def report(
-    resident: str, what: Report, *, source: str, event_id: str, evidence: str
+    resident: str, what: Report, *, source: str, event_id: str, evidence: str, subject: str = ""
 ) -> tuple[Activity, bool]:
     """Take one report in; returns the settled activity and whether it was new.
 
-    The same event again gives the first activity. Raises `SourceEventConflict` when the event id
-    came with other content and `AccountBusy` when the account is contended; nothing is lost then,
-    because the fact is stored and the sweeper finishes it.
+    `subject` is whom the source named, see `intake.fact_of`. The same event again gives the first
+    activity. Raises `SourceEventConflict` when the event id came with other content and
+    `AccountBusy` when the account is contended; nothing is lost then, because the fact is stored
+    and the sweeper finishes it.
     """
     return take_in(
         intake.fact_of(
@@ -46,6 +47,7 @@ def report(
             event_id=event_id,
             evidence=evidence,
             received_at=clock.now(),
+            subject=subject,
         )
     )
 
@@ -75,6 +77,9 @@ def resume(activity: Activity) -> Activity:
         ),
         lambda head, now: _decide(activity, head, now, claim_lost),
     ).entry
+    if entry.refs["counted"] == 0:
+        # Nothing was credited for it, so somebody else may have it.
+        claims.release(activity.id)
     after_mg = entry.after["lifetime_mg"]
     milestones.record(activity.resident, after_mg - entry.refs["mg"], after_mg)
     return activities.settle(activity, _outcome(activity, entry))
@@ -82,11 +87,8 @@ def resume(activity: Activity) -> Activity:
 
 def sweep(now: datetime) -> int:
     """Finish what a crash left received; returns how many were finished."""
-    finished = 0
-    for activity in activities.unsettled(now - SWEEP_AFTER, SWEEP_MAX):
-        resume(activity)
-        finished += 1
-    return finished
+    waiting = activities.unsettled(now - SWEEP_AFTER, SWEEP_MAX)
+    return sweeping.each("activity", waiting, resume)
 
 
 def reverse(activity: Activity, *, reason: str, by: str) -> Activity:

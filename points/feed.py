@@ -6,8 +6,9 @@ A bad row never spoils its neighbours: each row has its own result, in order.
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from accounting import clock, links
+from accounting import clock, links, sweeping
 from accounting.errors import DomainError, NotFound
 from accounting.links import Link
 from footprint import activities, intake, parked
@@ -88,12 +89,22 @@ def take(partner: Partner, rows: Sequence[Row]) -> list[Taken]:
 
 
 def credit_parked(link: Link) -> int:
-    """Credit what was parked for a link that now exists; safe to repeat. Returns how many."""
+    """Credit what was parked for a link that now exists; safe to repeat. Returns how many.
+
+    At most `parked.CREDIT_MAX` at once; the sweep goes on with what is left.
+    """
     rows = parked.of_external(link.external_hash)
     for row in rows:
         _credit(row, link.resident)
-    links.parked_credited(link.id)
+    if len(rows) < parked.CREDIT_MAX:
+        links.parked_credited(link.id)
     return len(rows)
+
+
+def sweep(now: datetime) -> int:
+    """Credit what a crash left parked although its id is linked; returns how many links."""
+    left = links.parked_open(now - crediting.SWEEP_AFTER)
+    return sweeping.each("link with parked rows", left, credit_parked)
 
 
 def reverse(partner: Partner, event_id: str, reason: str) -> Activity:
@@ -110,7 +121,12 @@ def _take_one(partner: Partner, row: Row, resident: str | None) -> Taken:
         if resident is None:
             return _park(partner, row)
         activity, fresh = crediting.report(
-            resident, row.report, source=partner.source, event_id=row.event_id, evidence=EVIDENCE
+            resident,
+            row.report,
+            source=partner.source,
+            event_id=row.event_id,
+            evidence=EVIDENCE,
+            subject=links.external_hash(partner.id, row.external_id),
         )
     except DomainError as refusal:
         return Taken(refusal=refusal)
@@ -126,7 +142,8 @@ def _may_report(partner: Partner, row: Row) -> None:
 
 def _park(partner: Partner, row: Row) -> Taken:
     earlier = activities.by_event(partner.source, row.event_id)
-    fingerprint = intake.fingerprint(row.report, EVIDENCE)
+    external_hash = links.external_hash(partner.id, row.external_id)
+    fingerprint = intake.fingerprint(row.report, EVIDENCE, external_hash)
     if earlier is not None:
         # Credited under a link that was ended since; the event id is taken for ever.
         if earlier.fingerprint != fingerprint:
@@ -137,7 +154,7 @@ def _park(partner: Partner, row: Row) -> Taken:
             id=activities.new_activity_id(),
             source=partner.source,
             event_id=row.event_id,
-            external_hash=links.external_hash(partner.id, row.external_id),
+            external_hash=external_hash,
             fingerprint=fingerprint,
             report=row.report,
             parked_at=clock.now(),
@@ -158,6 +175,7 @@ def _credit(row: Parked, resident: str) -> Activity:
         event_id=row.event_id,
         evidence=EVIDENCE,
         received_at=row.parked_at,
+        subject=row.external_hash,
         activity_id=row.id,
     )
     activity, _fresh = crediting.take_in(fact)

@@ -19,7 +19,7 @@ import mongoengine as me
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import book, clock, storage
+from accounting import book, clock, storage, sweeping
 from accounting.book import Ask, Decision, Head
 from accounting.errors import DomainError, KeyReused, NotFound
 from accounting.ids import new_id
@@ -180,21 +180,23 @@ def cancel(resident: str, redemption_id: str) -> Redemption:
 def sweep(now: datetime) -> int:
     """Finish or release what a crash left half-way; returns how many were touched."""
     wanted = {"state": {"$in": list(HALF_WAY)}, "leased_until": {"$lt": now}}
-    found = list(_redemptions().find(wanted).sort("leased_until", 1).limit(SWEEP_MAX))
-    for row in found:
-        redemption = _redemption(row)
-        if not _lease(redemption.id, *HALF_WAY):
-            continue
-        if redemption.state != ASKED:
-            # A voucher used meanwhile ends the cancellation, and that is an end as well.
-            with contextlib.suppress(VoucherUsed, VoucherExpired):
-                _carry_cancel(redemption)
-        elif _fence(redemption):
-            catalogue.give_back(redemption.reward_id, redemption.id, redemption.quantity)
-            _refuse(redemption, RewardUnavailable())
-        else:
-            _issue(redemption, catalogue.reward(redemption.reward_id))
-    return len(found)
+    found = _redemptions().find(wanted).sort("leased_until", 1).limit(SWEEP_MAX)
+    return sweeping.each("redemption", [_redemption(row) for row in found], _finish)
+
+
+def _finish(redemption: Redemption) -> None:
+    """Bring one half-way redemption to an end, unless somebody carries it just now."""
+    if not _lease(redemption.id, *HALF_WAY):
+        return
+    if redemption.state != ASKED:
+        # A voucher used meanwhile ends the cancellation, and that is an end as well.
+        with contextlib.suppress(VoucherUsed, VoucherExpired):
+            _carry_cancel(redemption)
+    elif _fence(redemption):
+        catalogue.give_back(redemption.reward_id, redemption.id, redemption.quantity)
+        _refuse(redemption, RewardUnavailable())
+    else:
+        _issue(redemption, catalogue.reward(redemption.reward_id))
 
 
 def _lease(redemption_id: str, *states: str) -> bool:

@@ -19,7 +19,7 @@ from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 from stdnum.iso7064 import mod_37_36
 
-from accounting import book, clock, storage, vault
+from accounting import book, clock, storage, sweeping, vault
 from accounting.book import Ask, Decision, Head, Line
 from accounting.errors import DomainError, KeyReused, NotFound
 from points.wallet import Wallet
@@ -272,10 +272,8 @@ def uncancel(voucher_id: str) -> None:
 def book_unbooked(used_before: datetime) -> int:
     """Post the fen lines of scans a crash left without them; returns how many."""
     wanted = {"booked": False, "used_at": {"$lt": used_before}}
-    found = list(_vouchers().find(wanted).sort("used_at", 1).limit(UNBOOKED_MAX))
-    for row in found:
-        _book(_voucher(row))
-    return len(found)
+    found = _vouchers().find(wanted).sort("used_at", 1).limit(UNBOOKED_MAX)
+    return sweeping.each("scan", [_voucher(row) for row in found], _book)
 
 
 def _book(voucher: Voucher) -> Voucher:

@@ -1,7 +1,7 @@
 """What a factor is, and the units it may be given in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from enum import StrEnum
@@ -60,7 +60,7 @@ class FactorSet:
 
     id: str
     series: frozenset[Series]
-    title: Mapping[str, str]
+    title: Mapping[str, str] = field(hash=False)
     published: date | None
     review_by: date | None
 
@@ -89,7 +89,7 @@ class Factor:
     basis: str
     confidence: Confidence
     source: str
-    derivation: Mapping[str, str]
+    derivation: Mapping[str, str] = field(hash=False)
 
     @property
     def per(self) -> str:

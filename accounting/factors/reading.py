@@ -59,9 +59,13 @@ class Problem:
     field: str | None
     why: str
 
+    @property
+    def place(self) -> str:
+        parts = [self.file, None if self.row is None else f"row {self.row}", self.field]
+        return ": ".join(part for part in parts if part)
+
     def __str__(self) -> str:
-        place = [self.file, None if self.row is None else f"row {self.row}", self.field, self.why]
-        return ": ".join(part for part in place if part)
+        return f"{self.place}: {self.why}"
 
 
 class FactorsError(Exception):

@@ -166,8 +166,14 @@ class _Table:
             raise self.wrong(field, f"must be {kind.__name__}, not {value!r}")
         return value
 
-    def maybe(self, field: str, kind: type[T]) -> T | None:
-        return self.take(field, kind) if field in self.rest else None
+    def natural(self, field: str) -> int:
+        value = self.take(field, int)
+        if value < 0:
+            raise self.wrong(field, "must not be negative")
+        return value
+
+    def maybe_natural(self, field: str) -> int | None:
+        return self.natural(field) if field in self.rest else None
 
     def positive(self, field: str) -> int:
         value = self.take(field, int)
@@ -264,7 +270,7 @@ def _behaviour(name: str, number: int, raw: Any) -> Behaviour:
         table.table("plausible"),
     )
     names = table.table("name")
-    day_grams = caps.take("day_grams", int) if "day_grams" in caps.rest else None
+    day_grams = caps.maybe_natural("day_grams")
     behaviour = Behaviour(
         code=table.take("code", str),
         name={"zh": names.take("zh", str), "en": names.take("en", str)},
@@ -273,15 +279,15 @@ def _behaviour(name: str, number: int, raw: Any) -> Behaviour:
         formula=table.one_of("formula", FORMULAS),
         formula_text=table.take("formula_text", str),
         factor_id=factor.take("id", str),
-        mg_num=factor.take("mg_num", int),
+        mg_num=factor.natural("mg_num"),
         mg_den=factor.positive("mg_den"),
         counts_quantity=table.one_of("counts", ("quantity", "records")) == "quantity",
         caps=Caps(
             day_mg=None if day_grams is None else day_grams * 1_000,
-            day_count=caps.maybe("day_count", int),
-            month_count=caps.maybe("month_count", int),
+            day_count=caps.maybe_natural("day_count"),
+            month_count=caps.maybe_natural("month_count"),
         ),
-        maturity=timedelta(hours=table.take("maturity_hours", int)),
+        maturity=timedelta(hours=table.natural("maturity_hours")),
         accepts=frozenset(table.strings("accepts", EVIDENCE_CLASSES)),
         enabled=table.take("enabled", bool, True),
         bank_grade=table.take("bank_grade", bool, True),
@@ -309,7 +315,7 @@ def _behaviour(name: str, number: int, raw: Any) -> Behaviour:
     table.strings("taper")  # bands of volume are data without effect until a city turns them on
     for part in (factor, caps, plausible, names, table):
         part.close()
-    if behaviour.mg_num < 0 or (behaviour.enabled and behaviour.mg_num == 0):
+    if behaviour.enabled and behaviour.mg_num == 0:
         raise table.wrong("factor", "an enabled behaviour needs mg_num above zero")
     if behaviour.formula == "capped_steps" and behaviour.step_limit is None:
         raise table.wrong("step_limit", "is missing")
