@@ -4,6 +4,7 @@ What must happen is a row in the database. A task that is lost with Redis is fou
 """
 
 import logging
+import time
 from typing import Any
 
 from celery import Celery, current_app, shared_task
@@ -14,7 +15,7 @@ from api import feed_rows, schedule
 from api.config import Config
 from integrations import delivery, firebase, imports
 from integrations.firebase import FirebaseSettings
-from integrations.push import FirebasePusher, Pusher
+from integrations.push import FirebasePusher
 from points import bill_crediting, crediting, feed
 from rewards import redemptions, vouchers
 
@@ -23,11 +24,18 @@ log = logging.getLogger(__name__)
 # Longer than any task may run, or Redis hands the task out twice.
 VISIBILITY_S = 3_600
 PUBLISH_S = 0.5
+# After a failure the queue is left alone this long, so that a hanging one costs a request that
+# leaves several rows one timeout, not one each.
+PAUSE_S = 5.0
 URGENT, BULK = "urgent", "bulk"
+
+_paused_until = 0.0
 
 
 def make_celery(config: Config) -> Celery:
     """The Celery app of one process; the API publishes to it, the worker and beat run it."""
+    global _paused_until
+    _paused_until = 0.0
     celery = Celery("tanhui")
     # "Current" is per thread, and requests run in many: shared tasks must find this app in all.
     celery.set_default()
@@ -58,23 +66,27 @@ def make_celery(config: Config) -> Celery:
         timezone="Asia/Shanghai",
         beat_schedule=schedule.SCHEDULE,
     )
-    settings = FirebaseSettings(config.fcm_url, config.google_credentials)
-    celery.conf.tanhui_firebase = settings
+    firebase_app = firebase.client(FirebaseSettings(config.fcm_url, config.google_credentials))
+    celery.conf.tanhui_pusher = FirebasePusher(firebase_app) if firebase_app else None
     outbox.on_left(lambda notification_id: nudge(deliver, notification_id))
     return celery
 
 
 def nudge(task: Any, *arguments: str) -> None:
     """Tell a worker, if the queue is there; if not, the sweep finds the row."""
+    global _paused_until
+    if time.monotonic() < _paused_until:
+        return
     try:
         task.apply_async(arguments, retry=False)
     except OperationalError as error:
+        _paused_until = time.monotonic() + PAUSE_S
         log.warning("the queue is away, the sweep will find %s: %s", arguments, error)
 
 
 @shared_task(name="tanhui.deliver")
 def deliver(notification_id: str) -> None:
-    delivery.deliver(notification_id, _pusher())
+    delivery.deliver(notification_id, current_app.conf.tanhui_pusher)
 
 
 @shared_task(name="tanhui.run_job")
@@ -103,8 +115,3 @@ def sweep_half_done() -> None:
     redemptions.sweep(now)
     vouchers.book_unbooked(now - crediting.SWEEP_AFTER)
     feed.sweep(now)
-
-
-def _pusher() -> Pusher | None:
-    app = firebase.client(current_app.conf.tanhui_firebase)
-    return FirebasePusher(app) if app is not None else None

@@ -29,12 +29,12 @@ class Habit:
 
 # The roles are named after the grade that must come of them.
 HABITS = {
-    "deep": Habit(168, 0.25, 0.10, 1.7, 0.90, 4.5, 0.1, 0.20, 0.7),
-    "mid": Habit(168, 0.42, 0.15, 0.0, 0.45, 3.0, 0.4, 0.22, 0.6),
-    "light": Habit(168, 0.14, 0.20, 0.0, 0.12, 1.5, 0.0, 0.20, 0.6),
-    "unrated": Habit(20, 0.35, 0.30, 0.0, 0.30, 2.0, 0.1, 0.40, 0.8),
+    "deep": Habit(168, 0.10, 0.10, 1.3, 0.65, 4.5, 0.1, 0.08, 0.6),
+    "mid": Habit(168, 0.24, 0.12, 0.0, 0.50, 3.2, 0.7, 0.08, 0.5),
+    "light": Habit(168, 0.08, 0.15, 0.0, 0.12, 1.5, 0.0, 0.08, 0.5),
+    "unrated": Habit(20, 0.30, 0.30, 0.0, 0.30, 2.0, 0.1, 0.30, 0.8),
 }
-LATE_LINKER = Habit(60, 0.45, 0.0, 0.0, 0.3, 2.5, 0.0, 0.0, 0.0)
+LATE_LINKER = Habit(60, 0.35, 0.0, 0.0, 0.3, 2.5, 0.0, 0.0, 0.0)
 CATEGORIES = ("paper", "paper", "plastic", "glass", "textile", "metal")
 
 
@@ -54,7 +54,7 @@ class Life:
         self.app: list[Row] = []
         self.mobility: list[Row] = []
         self.payments: list[Row] = []
-        self._home_km = random.uniform(2.5, 11)
+        self._home_km = random.uniform(5, 11)
         self._line = f"K{random.randint(1, 24)}"
 
     def live(self) -> None:

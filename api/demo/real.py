@@ -29,11 +29,11 @@ from api.demo.inputs import Row
 
 Step = tuple[str, Callable[[City], str]]
 
+TRIPS = "bike-share trips"
 TRIPS_MAX = 3_000
-RIDERS_MAX = 160
+RIDERS_MAX = 500
 CHUNK = 100
 EARTH_KM = 6_371.0088
-TRIP_TIME = "%Y-%m-%d %H:%M:%S %z"
 # The newest trips become two days old, so even the longest of them is over.
 NEWEST_DAYS_BACK = 2
 VANCOUVER = ZoneInfo("America/Vancouver")
@@ -48,7 +48,7 @@ class Found:
 
     trips: Path | None
     stations: Path | None
-    meters: list[tuple[str, str, Path]]
+    meters: list[tuple[str, Path]]
     results: dict[str, Counter[str]] = field(default_factory=dict)
     grams: dict[str, Decimal] = field(default_factory=dict)
 
@@ -68,7 +68,7 @@ def steps(folder: Path) -> tuple[Step, ...]:
         trips=_first(folder, "bikeshare*_trips.csv.gz"),
         stations=_first(folder, "bikeshare*_stations.csv"),
         meters=[
-            (carrier, path.name, path)
+            (carrier, path)
             for carrier, pattern in meters
             if (path := _first(folder, pattern)) is not None
         ],
@@ -90,8 +90,8 @@ def show(city: City, console: Console) -> None:
     """One table: what came of the rows of each file."""
     found: Found = city.tables["real"]
     table = Table(title="Real data by outcome", title_justify="left", title_style="bold")
-    for name in ("file", "outcome", "rows", "kg CO2e"):
-        table.add_column(name, justify="left" if name in ("file", "outcome") else "right")
+    for name in ("source", "outcome", "rows", "kg CO2e"):
+        table.add_column(name, justify="left" if name in ("source", "outcome") else "right")
     for source, outcomes in found.results.items():
         table.add_row(source, "", f"{outcomes.total():,}", f"{found.grams[source] / 1000:,.3f}")
         for outcome, count in outcomes.most_common():
@@ -107,7 +107,7 @@ def _first(folder: Path, pattern: str) -> Path | None:
 def _keep(city: City, found: Found) -> str:
     city.tables["real"] = found
     rows = sum(outcomes.total() for outcomes in found.results.values())
-    return f"{rows:,} rows of {len(found.results)} files"
+    return f"{rows:,} rows of {len(found.results)} sources"
 
 
 # --- trips -------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def _play_trips(city: City, found: Found) -> str:
     rows: list[Row] = []
     for rider, (start, end, origin, goal) in _riders(trips):
         if origin not in places or goal not in places:
-            found.count(found.trips.name, "not sent: station without coordinates")
+            found.count(TRIPS, "not sent: station without coordinates")
             continue
         told = f"{origin} {start.isoformat()} {goal} {end.isoformat()}"
         event = hashlib.sha256(told.encode()).hexdigest()[:24]
@@ -145,7 +145,7 @@ def _play_trips(city: City, found: Found) -> str:
         results = city.client.post("/v1/feeds/activities", sent, headers=city.partner)["results"]
         expect("results of trips", len(chunk), len(results))
         for result in results:
-            _count(found, found.trips.name, result, "activity")
+            _count(found, TRIPS, result, "activity")
         city.tick(start_row + len(chunk), len(rows))
     return f"the last {len(trips):,} trips, {len(riders)} riders"
 
@@ -164,8 +164,8 @@ def _trips(path: Path) -> list[tuple[datetime, datetime, str, str]]:
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         found = [
             (
-                datetime.strptime(row["Start time"], TRIP_TIME),
-                datetime.strptime(row["End time"], TRIP_TIME),
+                _trip_time(row["Start time"]),
+                _trip_time(row["End time"]),
                 row["Start station"],
                 row["End station"],
             )
@@ -174,13 +174,22 @@ def _trips(path: Path) -> list[tuple[datetime, datetime, str, str]]:
     return sorted(found, key=lambda trip: trip[0])[-TRIPS_MAX:]
 
 
+def _trip_time(text: str) -> datetime:
+    return datetime.strptime(text, "%Y-%m-%d %H:%M:%S %z")
+
+
 def _riders(
     trips: list[tuple[datetime, datetime, str, str]],
 ) -> Iterator[tuple[int, tuple[datetime, datetime, str, str]]]:
     """The file names no riders: each trip goes to whoever has been off a bicycle for longest."""
-    free = [(datetime.min.replace(tzinfo=clock.CITY), rider) for rider in range(RIDERS_MAX)]
+    free: list[tuple[datetime, int]] = []
+    riders = 0
     for trip in trips:
-        _, rider = heapq.heappop(free)
+        if riders < RIDERS_MAX and not (free and free[0][0] <= trip[0]):
+            riders += 1
+            rider = riders
+        else:
+            _, rider = heapq.heappop(free)
         yield rider, trip
         # A bicycle that was never locked does not keep its rider for days.
         heapq.heappush(free, (min(trip[1], trip[0] + timedelta(hours=2)), rider))
@@ -212,7 +221,7 @@ def _enter_rider(city: City, rider: str) -> Person:
 def _play_meters(city: City, found: Found) -> str:
     home, _ = residents.enter_by_phone(city, 0, HOME_PHONE)
     sent = 0
-    for carrier, name, path in found.meters:
+    for carrier, path in found.meters:
         account = f"real-{carrier}"
         wanted = {"carrier": carrier, "account_no": account, "members": 1}
         city.client.call(
@@ -225,7 +234,7 @@ def _play_meters(city: City, found: Found) -> str:
             answer = city.client.post("/v1/feeds/bills", {"bills": chunk}, headers=city.partner)
             expect("results of bills", len(chunk), len(answer["results"]))
             for result in answer["results"]:
-                _count(found, name, result, "bill")
+                _count(found, carrier, result, "bill")
         sent += len(bills)
         city.tick(sent, sent)
     return f"{sent} monthly bills of {len(found.meters)} meters"

@@ -16,6 +16,7 @@ NEEDED = (
     ("/v1/bank/grades/query", "post"),
 )
 BEHAVIOURS = 27
+APP_REMOVED = 2
 
 
 def look_around(city: City) -> str:
@@ -86,7 +87,7 @@ def settle_in(city: City) -> str:
 
 def device_token(who: int) -> str:
     """The stand-in takes a token that starts with `dead-` for an app that was removed."""
-    return f"dead-phone-{who:04d}" if who == 2 else f"demo-phone-{who:04d}"
+    return f"{'dead' if who == APP_REMOVED else 'demo'}-phone-{who:04d}"
 
 
 def link_cards(city: City) -> str:

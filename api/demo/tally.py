@@ -1,6 +1,7 @@
 """The end of the demo: three views of every account agree, nothing is missing, and the tables."""
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from accounting import clock
 from api.demo import story
+from api.demo.banks import GRADES
 from api.demo.city import City, Person
 from api.demo.client import StepFailed, expect
 from api.demo.inputs import Row
@@ -61,6 +63,7 @@ def reconcile(city: City) -> str:
     city.tables["vouchers"] = sum((one["vouchers"] for one in found), Counter())
     totals = {
         "grams": str(sum((one["day_g"] for one in found), Decimal(0))),
+        "points": sum(one["day_points"] for one in found),
         "events": sum(one["day_events"] for one in found),
         "redemptions": city.tables["vouchers"].total(),
     }
@@ -103,6 +106,7 @@ def _account(city: City, person: Person) -> Row:
         "vouchers": Counter(one["status"] for each in redemptions for one in each["vouchers"]),
         "events": len(rows),
         "day_events": len(ours),
+        "day_points": sum(row["points"] for row in [*ours, *savings]),
         "day_g": sum((story.exact(row["reduction_g"]) for row in ours), billed),
     }
 
@@ -119,37 +123,33 @@ def show(city: City, console: Console) -> None:
     reductions.add_row("all", f"{counts:,}", f"{grams / 1000:,.3f}", f"{points:,}")
     console.print(reductions)
 
-    wallet = city.tables["points"]
-    vouchers = city.tables["vouchers"]
-    pushes = city.tables["pushes"]
-    rest = _table("Points, vouchers, grades, pushes", "what", "", "")
-    rest.add_row("points issued", f"{wallet['lifetime_earned']:,}", "")
-    for name in ("available", "pending", "spent", "expired", "owed"):
-        rest.add_row("", name, f"{wallet[name]:,}")
+    wallet, vouchers, pushes = (city.tables[name] for name in ("points", "vouchers", "pushes"))
+    removed = pushes["failed"] + pushes["no_device"]
+    rest = _table("Points, vouchers, grades, pushes", "what", "", "number")
+    _rows(rest, "points issued", [(name, wallet[name]) for name in POINTS[1:]])
+    rest.add_row("", "all", f"{wallet[POINTS[0]]:,}", end_section=True)
+    kinds = [("used", "used"), ("not used yet", "issued"), ("given back", "cancelled")]
+    _rows(rest, "vouchers issued", [(name, vouchers[kind]) for name, kind in kinds])
     rest.add_section()
-    rest.add_row("vouchers issued", f"{vouchers.total():,}", "")
-    for name in ("used", "issued", "cancelled"):
-        rest.add_row("", {"issued": "not used yet"}.get(name, name), f"{vouchers[name]:,}")
+    _rows(rest, "residents by grade", [(name, city.tables["grades"][name]) for name in GRADES])
     rest.add_section()
-    rest.add_row("residents graded", f"{city.tables['grades'].total():,}", "")
-    for name, count in city.tables["grades"].most_common():
-        rest.add_row("", name, f"{count:,}")
-    rest.add_section()
-    rest.add_row("milestones pushed", f"{pushes['sent']:,}", "")
-    rest.add_row("", "app removed from the phone", f"{pushes['failed'] + pushes['no_device']:,}")
+    _rows(rest, "milestones", [("pushed", pushes["sent"]), ("app was removed", removed)])
     console.print(rest)
 
-    rows = _table("Rows by outcome, all doors", "outcome", "rows")
-    for name, count in city.outcomes.most_common():
-        rows.add_row(name, f"{count:,}")
-    rows.add_section()
-    rows.add_row("all", f"{city.outcomes.total():,}")
+    rows = _table("Rows by outcome", "outcome", "", "rows")
+    _rows(rows, "all doors", city.outcomes.most_common())
+    rows.add_row("", "all", f"{city.outcomes.total():,}")
     console.print(rows)
+
+
+def _rows(table: Table, what: str, held: Sequence[tuple[str, int]]) -> None:
+    for place, (name, count) in enumerate(held):
+        table.add_row("" if place else what, name, f"{count:,}")
 
 
 def _table(title: str, first: str, *others: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column(first)
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right" if name else "left")
     return table
