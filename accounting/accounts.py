@@ -113,6 +113,34 @@ def change(resident_id: str, changes: dict[str, Any]) -> Resident:
     return resident
 
 
+def count() -> int:
+    """About how many residents there ever were."""
+    return _collection().estimated_document_count()
+
+
+def ids_after(resident_id: str, limit: int) -> list[str]:
+    """The next residents in the order of their ids, closed accounts among them; "" begins."""
+    found = _collection().find({"_id": {"$gt": resident_id}}, {"_id": 1}).sort("_id", 1)
+    return [row["_id"] for row in found.limit(limit)]
+
+
+def sample(seed: int, size: int) -> list[str]:
+    """Up to `size` open accounts, each as likely as any other; the same seed gives the same ones.
+
+    Keyed hashes of phones stand in no order but a random one, so those next to each other there are
+    a fair sample, and finding them reads no more than is answered.
+    """
+    start = vault.keyed_hash("sample", str(seed))
+    found: list[tuple[bool, str, str]] = []
+    for index, others in (("phone_hash", {}), ("firebase_hash", {"phone_hash": None})):
+        # Beyond the last one it goes on at the first.
+        for wrapped, place in ((False, {"$gte": start}), (True, {"$lt": start})):
+            wanted = {index: place, "status": OPEN, **others}
+            rows = _collection().find(wanted, {index: 1}).sort(index, 1).limit(size)
+            found += [(wrapped, row[index], row["_id"]) for row in rows]
+    return [resident_id for _, _, resident_id in sorted(found)[:size]]
+
+
 def created_at(resident_id: str) -> datetime:
     found = _collection().find_one({"_id": resident_id}, {"created_at": 1})
     assert found is not None, resident_id

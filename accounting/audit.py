@@ -1,6 +1,9 @@
 """Who changed what, when and why: append-only."""
 
+from typing import Any
+
 import mongoengine as me
+from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, storage
 from accounting.ids import new_id
@@ -13,6 +16,8 @@ class AuditDocument(me.Document):
     action = me.StringField(required=True)
     subject = me.StringField(required=True)
     reason = me.StringField()
+    before = me.DictField()
+    after = me.DictField()
     at = me.DateTimeField(required=True)
 
     meta = {
@@ -22,15 +27,31 @@ class AuditDocument(me.Document):
     }
 
 
-def note(actor: str, action: str, subject: str, *, reason: str | None = None) -> None:
-    """Record one change; `actor` is the client that made it, `subject` the id it made it to."""
-    storage.strong(AuditDocument._get_collection()).insert_one(
-        {
-            "_id": new_id("aud"),
-            "actor": actor,
-            "action": action,
-            "subject": subject,
-            "reason": reason,
-            "at": clock.now(),
-        }
-    )
+def note(
+    actor: str,
+    action: str,
+    subject: str,
+    *,
+    reason: str | None = None,
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+    once: str | None = None,
+) -> None:
+    """Record one change; `actor` is the client that made it, `subject` the id it made it to.
+
+    What is done by steps that may run twice names its cause in `once`, and is recorded once.
+    """
+    row: storage.Doc = {
+        "_id": new_id("aud") if once is None else f"aud:{once}",
+        "actor": actor,
+        "action": action,
+        "subject": subject,
+        "reason": reason,
+        "before": before,
+        "after": after,
+        "at": clock.now(),
+    }
+    try:
+        storage.strong(AuditDocument._get_collection()).insert_one(row)
+    except DuplicateKeyError:
+        assert once is not None, "ids are never made twice"

@@ -5,6 +5,7 @@ the owner may take it again (a retry), anybody else is refused until it is relea
 """
 
 import mongoengine as me
+from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, storage, vault
@@ -21,8 +22,7 @@ class Claim(me.Document):
 
 def take(kind: str, value: str, owner: str) -> str:
     """Take a claim for an owner; returns the owner that holds it, which is another when refused."""
-    claims = storage.strong(Claim._get_collection())
-    name = f"{kind}:{vault.keyed_hash(f'claim/{kind}', value)}"
+    claims, name = _collection(), _name(kind, value)
     try:
         claims.insert_one({"_id": name, "owner": owner, "taken_at": clock.now()})
     except DuplicateKeyError:
@@ -32,6 +32,20 @@ def take(kind: str, value: str, owner: str) -> str:
     return owner
 
 
+def holder(kind: str, value: str) -> str | None:
+    """The owner that holds a claim now; None if it is free."""
+    held = _collection().find_one({"_id": _name(kind, value)}, {"owner": 1})
+    return str(held["owner"]) if held else None
+
+
 def release(owner: str) -> None:
     """Give back every claim of an owner; safe to repeat."""
-    storage.strong(Claim._get_collection()).delete_many({"owner": owner})
+    _collection().delete_many({"owner": owner})
+
+
+def _collection() -> "Collection[storage.Doc]":
+    return storage.strong(Claim._get_collection())
+
+
+def _name(kind: str, value: str) -> str:
+    return f"{kind}:{vault.keyed_hash(f'claim/{kind}', value)}"

@@ -6,7 +6,7 @@ the lease run out and the sweep hands the job to another, which goes on where th
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import mongoengine as me
@@ -17,6 +17,8 @@ from accounting.ids import new_id
 
 QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
 LEASE = timedelta(minutes=2)
+# The lease of a job that waits for an approval: no worker takes it, no sweep finds it.
+HELD_UNTIL = datetime(9999, 1, 1, tzinfo=UTC)
 SWEEP_MAX = 100
 COUNTS = ("credited", "pending", "recorded", "rejected", "duplicate", "parked")
 
@@ -114,8 +116,18 @@ def _errors() -> "Collection[storage.Doc]":
     return storage.strong(JobErrorDocument._get_collection())
 
 
-def queue(kind: str, owner: str, arguments: dict[str, Any], job_id: str | None = None) -> Job:
-    """Store a job; a worker takes it when told, or when the sweep finds it."""
+def queue(
+    kind: str,
+    owner: str,
+    arguments: dict[str, Any],
+    job_id: str | None = None,
+    *,
+    held: bool = False,
+) -> Job:
+    """Store a job; a worker takes it when told, or when the sweep finds it.
+
+    A `held` one waits until it is released.
+    """
     now = clock.now()
     job = Job(
         id=job_id or new_id("job"),
@@ -129,7 +141,7 @@ def queue(kind: str, owner: str, arguments: dict[str, Any], job_id: str | None =
         counts=dict.fromkeys(COUNTS, 0),
         failure=None,
         created_at=now,
-        leased_until=now,
+        leased_until=HELD_UNTIL if held else now,
     )
     document = {name: getattr(job, name) for name in Job.__slots__ if name != "id"}
     _jobs().insert_one({"_id": job.id, **document})
@@ -139,6 +151,12 @@ def queue(kind: str, owner: str, arguments: dict[str, Any], job_id: str | None =
 def get(job_id: str) -> Job | None:
     found = _jobs().find_one({"_id": job_id})
     return _job(found) if found else None
+
+
+def release(job_id: str) -> None:
+    """Let a held job be worked on; nothing happens to one that is not held."""
+    wanted = {"_id": job_id, "state": QUEUED, "leased_until": HELD_UNTIL}
+    _jobs().update_one(wanted, {"$set": {"leased_until": clock.now()}})
 
 
 def take(job_id: str) -> Job | None:

@@ -39,16 +39,25 @@ def derive(purpose: str) -> bytes:
 
 
 def encrypt(text: str, purpose: str = "field") -> bytes:
-    """AES-256-GCM with a random nonce in front; the purpose is bound as associated data."""
-    nonce = random_bytes(_NONCE_BYTES)
-    sealed = AESGCM(derive(purpose)).encrypt(nonce, text.encode(), purpose.encode())
-    return nonce + sealed
+    """Seal a text; see `seal`."""
+    return seal(text.encode(), purpose)
 
 
 def decrypt(sealed: bytes, purpose: str = "field") -> str:
     """Undo `encrypt`; raises `cryptography.exceptions.InvalidTag` on another key or purpose."""
+    return unseal(sealed, purpose).decode()
+
+
+def seal(content: bytes, purpose: str) -> bytes:
+    """AES-256-GCM with a random nonce in front; the purpose is bound as associated data."""
+    nonce = random_bytes(_NONCE_BYTES)
+    return nonce + AESGCM(derive(purpose)).encrypt(nonce, content, purpose.encode())
+
+
+def unseal(sealed: bytes, purpose: str) -> bytes:
+    """Undo `seal`; raises `cryptography.exceptions.InvalidTag` on another key or purpose."""
     nonce, body = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
-    return AESGCM(derive(purpose)).decrypt(nonce, body, purpose.encode()).decode()
+    return AESGCM(derive(purpose)).decrypt(nonce, body, purpose.encode())
 
 
 def keyed_hash(kind: str, text: str) -> str:

@@ -17,6 +17,7 @@ from api.metrics import Metrics
 from api.numbers import ExactJSON
 from api.openapi import Api
 from api.views import BLUEPRINTS
+from footprint import versions
 from integrations import firebase, sms
 from integrations.firebase import FirebaseSettings
 from integrations.signatures import AGE_S_MAX, NonceStore
@@ -34,6 +35,7 @@ def create_app(config: Config) -> Flask:
     """
     vault.configure(config.secret)
     storage.connect(config.mongodb_uri)
+    versions.install()
     logs.configure(config.log_level)
 
     # No static folder and no automatic OPTIONS: only what is declared below answers.

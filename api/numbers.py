@@ -15,7 +15,6 @@ import simplejson
 from flask import Request
 from flask.json.provider import JSONProvider
 from marshmallow import fields, validate
-from webargs import missing
 from webargs.flaskparser import FlaskParser
 
 from accounting import clock, quantities
@@ -152,7 +151,7 @@ class RequestParser(FlaskParser):
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         raw = req.get_data(cache=True)
         if not raw:
-            return missing
+            raise MalformedRequest("The body is missing.", "缺少请求体。")
         if (
             not req.is_json
             or req.mimetype_params.get("charset", "utf-8").lower() not in ("utf-8", "utf8")

@@ -5,6 +5,8 @@ What must happen is a row in the database. A task that is lost with Redis is fou
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery import Celery, current_app, shared_task
@@ -13,10 +15,11 @@ from kombu.exceptions import OperationalError
 from accounting import clock, jobs, outbox
 from api import feed_rows, schedule
 from api.config import Config
+from footprint import preview, summaries
 from integrations import delivery, firebase, imports
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
-from points import bill_crediting, crediting, feed
+from points import bill_crediting, crediting, deciding, feed, restating
 from rewards import redemptions, vouchers
 
 log = logging.getLogger(__name__)
@@ -27,6 +30,12 @@ PUBLISH_S = 0.5
 # After a failure the queue is left alone this long, so that a hanging one costs a request that
 # leaves several rows one timeout, not one each.
 PAUSE_S = 5.0
+# Jobs over every resident, by kind; what is not here is a file to read.
+CITY_JOBS: dict[str, Callable[[str], Any]] = {
+    preview.KIND: partial(preview.run, points=restating.worth),
+    restating.KIND: restating.run,
+    summaries.KIND: summaries.run,
+}
 URGENT, BULK = "urgent", "bulk"
 
 _paused_until = 0.0
@@ -91,7 +100,13 @@ def deliver(notification_id: str) -> None:
 
 @shared_task(name="tanhui.run_job")
 def run_job(job_id: str) -> None:
-    imports.run(job_id, feed_rows.take_file_rows)
+    job = jobs.get(job_id)
+    if job is None:
+        return
+    if job.kind in CITY_JOBS:
+        CITY_JOBS[job.kind](job_id)
+    else:
+        imports.run(job_id, feed_rows.take_file_rows)
 
 
 @shared_task(name="tanhui.sweep_notifications")
@@ -108,10 +123,11 @@ def sweep_jobs() -> None:
 
 @shared_task(name="tanhui.sweep_half_done")
 def sweep_half_done() -> None:
-    """Finish activities, redemptions, scans and links that a crash left half-way."""
+    """Finish activities, decisions, redemptions, scans and links that a crash left half-way."""
     now = clock.now()
     crediting.sweep(now)
     bill_crediting.sweep(now)
+    deciding.sweep(now)
     redemptions.sweep(now)
     vouchers.book_unbooked(now - crediting.SWEEP_AFTER)
     feed.sweep(now)

@@ -5,9 +5,11 @@ import os
 from accounting import storage, vault
 from api import logs, tasks
 from api.config import Config
+from footprint import versions
 
 config = Config.from_env(os.environ)
 vault.configure(config.secret)
 storage.connect(config.mongodb_uri)
+versions.install()
 logs.configure(config.log_level)
 celery = tasks.make_celery(config)

@@ -17,12 +17,12 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from accounting import storage
+from accounting import book, storage
+from accounting.book import Entry
 from accounting.errors import DomainError
 from accounting.ids import new_id
 
 RECEIVED, SETTLED = "received", "settled"
-REVERSED = "reversed"
 
 
 class SourceEventConflict(DomainError):
@@ -123,7 +123,7 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an activity."""
+    """What became of an activity; `seq` is the entry that says so, if there is one."""
 
     status: str
     reasons: tuple[str, ...] = ()
@@ -132,6 +132,7 @@ class Outcome:
     mature_at: datetime | None = None
     merged_into: str | None = None
     seq: int | None = None
+    evidence: str | None = None
 
 
 def _collection() -> "Collection[storage.Doc]":
@@ -162,14 +163,19 @@ def receive(fact: Activity) -> tuple[Activity, bool]:
 def settle(activity: Activity, outcome: Outcome) -> Activity:
     """Write the outcome beside the fact. Safe to repeat: the same entry gives the same outcome.
 
-    A reversal is the last word: whoever still carries the outcome from before it changes nothing.
+    A later entry has the last word: an outcome from before it changes nothing any more.
 
     The outcome is a copy of what the entry says, so it does not wait for the journal: were it lost,
     the fact would be `received` again and the next reader or the sweeper would copy it once more.
     """
     copies = ActivityDocument._get_collection().with_options(write_concern=WriteConcern(w=1))
+    earlier: storage.Doc = {"_id": activity.id}
+    if outcome.seq is None:
+        earlier["state"] = RECEIVED
+    else:
+        earlier["$or"] = [{"seq": None}, {"seq": {"$lte": outcome.seq}}]
     found = copies.find_one_and_update(
-        {"_id": activity.id, "status": {"$ne": REVERSED}},
+        earlier,
         {
             "$set": {
                 "state": SETTLED,
@@ -180,6 +186,7 @@ def settle(activity: Activity, outcome: Outcome) -> Activity:
                 "mature_at": outcome.mature_at,
                 "merged_into": outcome.merged_into,
                 "seq": outcome.seq,
+                "evidence": outcome.evidence or activity.evidence,
             }
         },
         return_document=True,
@@ -187,6 +194,29 @@ def settle(activity: Activity, outcome: Outcome) -> Activity:
     settled = _activity(found) if found is not None else by_id(activity.id)
     assert settled is not None, activity.id
     return settled
+
+
+def replace_reason(activity: Activity, old: str, new: str) -> Activity:
+    """Give another reason to an activity that earned nothing and has no entry; safe to repeat."""
+    wanted = {"_id": activity.id, "seq": None, "reasons": [old]}
+    _collection().update_one(wanted, {"$set": {"reasons": [new]}})
+    found = by_id(activity.id)
+    assert found is not None, "activities are never deleted"
+    return found
+
+
+def appeal_key(activity_id: str) -> str:
+    """The key of the entry an upheld appeal posts: there is at most one an activity."""
+    return f"appeal:{activity_id}"
+
+
+def entry(activity: Activity) -> Entry | None:
+    """The entry that credited an activity or said why not: an upheld appeal's, else its first."""
+    for key in (appeal_key(activity.id), f"activity:{activity.id}"):
+        found = book.by_key(activity.resident, key)
+        if found is not None:
+            return found
+    return None
 
 
 def by_id(activity_id: str) -> Activity | None:

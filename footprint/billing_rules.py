@@ -34,7 +34,7 @@ TIER_3: Final[dict[Carrier, int]] = {"electricity": 4_800}
 PERIOD_DAYS_MAX = 400
 PERIOD_FIRST = date(2000, 1, 1)
 QUANTITY_MAX = 1_000_000
-NEEDS_HISTORY = "needs_history"
+NEEDS_HISTORY, VACANCY, VACANT = "needs_history", "vacancy_review", "vacant_home"
 
 _DAY = timedelta(days=1)
 
@@ -142,10 +142,14 @@ def assess(bill: Use, history: Iterable[Use], *, tier_3: int | None = None) -> V
         return Verdict((NEEDS_HISTORY,))
     if tier_3 is not None and trailing_year(bill, others) > tier_3:
         return Verdict(("tier_3",), base)
-    used = Fraction(bill.quantity)
-    if used < VACANCY_BELOW * base:
-        return Verdict(("vacancy_review",), base)
-    saved, cap = base - used, SAVING_CAP * base
+    if Fraction(bill.quantity) < VACANCY_BELOW * base:
+        return Verdict((VACANCY,), base)
+    return saving_against(bill, base)
+
+
+def saving_against(bill: Use, base: Fraction) -> Verdict:
+    """What a bill of a home that people live in saved against its baseline, at most the cap."""
+    saved, cap = base - Fraction(bill.quantity), SAVING_CAP * base
     if saved <= 0:
         return Verdict(("no_saving",), base)
     if saved > cap:

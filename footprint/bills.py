@@ -9,7 +9,7 @@ replaces and inherits its residents, shares and window.
 
 import random
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -233,9 +233,8 @@ def judge(bill: Bill) -> Judgement:
 
 def freeze(bill: Bill, judgement: Judgement) -> Bill:
     """Keep the first judgement of this revision; returns the bill with the one that is kept."""
-    kept = {field.name: getattr(judgement, field.name) for field in fields(judgement)}
     wanted = {"_id": bill.id, "revision": bill.revision, "judgement": None}
-    return _changed(wanted, {"judgement": kept}) or by_id(bill.id)
+    return _changed(wanted, {"judgement": asdict(judgement)}) or by_id(bill.id)
 
 
 def waiting(household: str) -> list[Bill]:
@@ -244,11 +243,12 @@ def waiting(household: str) -> list[Bill]:
     return [_bill(found) for found in _collection().find(wanted).sort("number", 1)]
 
 
-def reopen(bill: Bill) -> Bill | None:
-    """Let a waiting bill be judged anew under its next revision; None if it waits no more."""
+def reopen(bill: Bill, reason: str, judgement: Judgement | None = None) -> Bill | None:
+    """Take a bill with this reason up as its next revision, judged anew or so; None without it."""
     wanted = {"_id": bill.id, "revision": bill.revision, "corrected_by": None}
-    wanted["judgement.reasons"] = NEEDS_HISTORY
-    return _changed(wanted, {"revision": bill.revision + 1, "judgement": None, "state": RECEIVED})
+    wanted["judgement.reasons"] = reason
+    kept = asdict(judgement) if judgement else None
+    return _changed(wanted, {"revision": bill.revision + 1, "judgement": kept, "state": RECEIVED})
 
 
 def mark_corrected(bill: Bill, by: str) -> Bill | None:

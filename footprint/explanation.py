@@ -3,10 +3,11 @@
 Read from the book entry, not computed again; recomputing from it gives the same milligrams.
 """
 
+from decimal import Decimal
 from typing import Any
 
-from accounting import book
-from footprint import methodology
+from accounting.quantities import MG_PER_G
+from footprint import activities, methodology
 from footprint.activities import Activity
 
 ROUNDING = "rounded down once to whole milligrams; points rounded down to whole points"
@@ -16,7 +17,7 @@ def of(activity: Activity) -> dict[str, Any]:
     """The explanation of one settled activity, as plain values."""
     rules = methodology.version(activity.methodology)
     behaviour = rules.behaviours[activity.behaviour]
-    entry = book.by_key(activity.resident, f"activity:{activity.id}")
+    entry = activities.entry(activity)
     refs = entry.refs if entry is not None else {}
     return {
         "inputs": {
@@ -37,8 +38,10 @@ def of(activity: Activity) -> dict[str, Any]:
         "factors": [
             {
                 "id": behaviour.factor_id,
-                "value": f"{behaviour.mg_num}/{behaviour.mg_den}",
-                "unit": f"mg CO2 per {behaviour.unit}",
+                # Shown as a decimal; the fraction beside it is what is computed with.
+                "value": round(Decimal(behaviour.mg_num) / behaviour.mg_den / MG_PER_G, 6),
+                "unit": f"g CO2 per {behaviour.unit}",
+                "exact_mg": {"num": behaviour.mg_num, "den": behaviour.mg_den},
                 "derivation": dict(behaviour.derivation),
                 "source": behaviour.source,
                 "valid_from": rules.valid_from.isoformat(),
@@ -58,4 +61,8 @@ def of(activity: Activity) -> dict[str, Any]:
             "funder": refs.get("funder"),
         },
         "reduction_mg": refs.get("mg", 0),
+        # The reasons an upheld appeal overruled; without one there is none.
+        "appeal": {"appeal_id": refs["appeal"], "overruled": refs["overruled"]}
+        if "appeal" in refs
+        else None,
     }

@@ -7,12 +7,11 @@ saw changes only together with a new entry.
 
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 from accounting import book, clock, vault
 from accounting.book import Head, Line, State
-from footprint import activities, methodology, rules
+from footprint import activities, held, methodology, rules
 from footprint.activities import Activity
 from footprint.methodology import Behaviour, ClaimRule, Methodology
 from footprint.rules import Counts, Report
@@ -35,8 +34,8 @@ def fact_of(
 ) -> Activity:
     """The fact to store for one report: assessed, with everything external as keyed hashes.
 
-    `subject` is whom the source named, where it named somebody: part of what was said. A row that
-    was parked before brings the id it was answered with.
+    `subject` is what else the source said: whom it named, what evidence it claimed. It is part of
+    what was asked; the evidence class is our answer and may differ on a retry. A row that was parked before brings the id it was answered with.
     """
     rules_now = methodology.in_force(clock.city_day(report.start))
     behaviour = rules_now.behaviours[report.behaviour]
@@ -50,7 +49,7 @@ def fact_of(
         resident=resident,
         source=source,
         event_id=event_id,
-        fingerprint=fingerprint(report, evidence, subject),
+        fingerprint=fingerprint(report, subject),
         behaviour=report.behaviour,
         quantity=format(report.quantity.normalize(), "f"),
         start=report.start,
@@ -66,14 +65,13 @@ def fact_of(
     )
 
 
-def fingerprint(report: Report, evidence: str, subject: str = "") -> str:
+def fingerprint(report: Report, subject: str = "") -> str:
     """The hash of what was asked; numbers and instants in one spelling, attributes in order."""
     return book.fingerprint(
         report.behaviour,
         format(report.quantity.normalize(), "f"),
         clock.cut(report.start).isoformat(),
         clock.cut(report.end).isoformat() if report.end else "",
-        evidence,
         subject,
         *(f"{name}={value}" for name, value in sorted(report.attributes.items())),
     )
@@ -114,24 +112,30 @@ class Judgement:
     merged_into: str | None = None
 
 
-def judge(activity: Activity, head: Head, now: datetime, *, claim_lost: bool) -> Judgement:
-    """Judge a fact on the newest state of its resident; pure but for reads of the account."""
+def judge(
+    activity: Activity, head: Head, now: datetime, *, claim_lost: bool, overruled: bool = False
+) -> Judgement:
+    """Judge a fact on the newest state of its resident; pure but for reads of the account.
+
+    `overruled` is after an upheld appeal: other trips do not stand against it, caps still do.
+    """
     rules_then = methodology.version(activity.methodology)
     behaviour = rules_then.behaviours[activity.behaviour]
     report = report_of(activity)
     day = clock.city_day(report.start)
     refused: str | None = "already_credited" if claim_lost else None
-    if refused is None and behaviour.is_trip:
+    if refused is None and behaviour.is_trip and not overruled:
         refused = _conflict(activity, behaviour, report, day)
     if refused is not None:
         refs = _refs(activity, "rejected", (refused,), 0, 0, None)
-        return Judgement("rejected", (refused,), 0, (), {}, refs)
+        after = {"lifetime_mg": lifetime_mg(head)}
+        return Judgement("rejected", (refused,), 0, (), after, refs)
     counters = _Counters.load(head, now)
     credit = rules.credit(
         rules_then,
         behaviour,
         report,
-        counters.counts(activity.resident, behaviour, day),
+        counters.counts(activity.resident, behaviour, rules_then, day),
     )
     reasons = credit.reasons
     if rules_then.stale(clock.city_day(activity.received_at)):
@@ -185,8 +189,7 @@ def undone(activity: Activity, refs: dict[str, Any], head: Head, now: datetime) 
 
 def undo_refs(refs: dict[str, Any]) -> dict[str, Any]:
     """The refs of the entry that takes an activity back: the same, with the amounts negated."""
-    negated = {name: -refs[name] for name in ("mg", "counted", "gross_mg")}
-    return {**refs, **negated, "status": "reversed", "best": None}
+    return held.undone(refs)
 
 
 def _refs(
@@ -206,6 +209,7 @@ def _refs(
         "start": activity.start,
         "end": activity.end,
         "line": activity.line,
+        "trip": activity.attributes.get("trip") is True,
         "quantity": activity.quantity,
         "status": status,
         "reasons": list(reasons),
@@ -227,7 +231,6 @@ def lifetime_mg(head: Head) -> int:
 def _conflict(activity: Activity, behaviour: Behaviour, report: Report, day: date) -> str | None:
     """Whether another credited trip of the resident overlaps this one, or was boarded too close."""
     last = clock.city_day(report.over)
-    gap_min = behaviour.plausible.gap_minutes_min
     taken_back = set()
     trips: list[dict[str, Any]] = []
     for entry in book.on_days(activity.resident, day - timedelta(days=1), last + timedelta(days=1)):
@@ -236,21 +239,8 @@ def _conflict(activity: Activity, behaviour: Behaviour, report: Report, day: dat
             taken_back.add(refs["activity"])
         elif _is_credited_trip(refs) and refs["activity"] != activity.id:
             trips.append(refs)
-    for refs in trips:
-        if refs["activity"] in taken_back:
-            continue
-        if gap_min is not None and _same_line(activity, refs):
-            if abs(refs["start"] - report.start) < timedelta(minutes=gap_min):
-                return "boarding_too_soon"
-        if rules.overlaps(report, refs["start"], refs["end"] or refs["start"]):
-            return "overlapping_trip"
-    return None
-
-
-def _same_line(activity: Activity, refs: dict[str, Any]) -> bool:
-    """Line 1 of the bus is not line 1 of the metro: changing between them takes no ten minutes."""
-    here, there = (activity.behaviour, activity.line), (refs["behaviour"], refs["line"])
-    return activity.line is not None and here == there
+    standing = (refs for refs in trips if refs["activity"] not in taken_back)
+    return held.clash(behaviour, report, activity.line, standing)
 
 
 def _is_credited_trip(refs: dict[str, Any]) -> bool:
@@ -278,10 +268,10 @@ class _Counters:
         caps = head.after.get("caps", {})
         first_day = (today - timedelta(days=DAYS_KEPT - 1)).isoformat()
         first_month = clock.add_months(clock.month_of(today), -1)
-        days = {day: _copy(held) for day, held in caps.get("days", {}).items() if day >= first_day}
+        days = {day: _copy(one) for day, one in caps.get("days", {}).items() if day >= first_day}
         months = {
-            month: dict(held)
-            for month, held in caps.get("months", {}).items()
+            month: dict(one)
+            for month, one in caps.get("months", {}).items()
             if month >= first_month
         }
         return cls(today, days, months)
@@ -294,27 +284,19 @@ class _Counters:
             _count(self.days.setdefault(day.isoformat(), {}), refs)
         month = clock.month_of(day)
         if self._keeps_month(month):
-            held = self.months.setdefault(month, {})
-            held[refs["behaviour"]] = held.get(refs["behaviour"], 0) + refs["counted"]
+            in_month = self.months.setdefault(month, {})
+            in_month[refs["behaviour"]] = in_month.get(refs["behaviour"], 0) + refs["counted"]
 
-    def counts(self, account: str, behaviour: Behaviour, day: date) -> Counts:
-        held = self.days.get(day.isoformat(), {}) if self._keeps_day(day) else {}
+    def counts(
+        self, account: str, behaviour: Behaviour, rules_then: Methodology, day: date
+    ) -> Counts:
+        on_day = self.days.get(day.isoformat(), {}) if self._keeps_day(day) else {}
         if not self._keeps_day(day):
             for entry in book.on_days(account, day, day):
                 if "counted" in entry.refs:
-                    _count(held, entry.refs)
-        used, mg, best, best_of = held.get(behaviour.code, (0, 0, None, None))
-        stop = held.get("_stop")
-        return Counts(
-            used=used,
-            mg=mg,
-            month_used=self._month_used(account, behaviour, clock.month_of(day)),
-            overall_mg=held.get("_overall", 0),
-            best=Decimal(best) if best else Decimal(0),
-            best_of=best_of,
-            netted_mg=held.get("_netted", 0),
-            stop_factor_mg=stop if _is_netted(behaviour) else None,
-        )
+                    _count(on_day, entry.refs)
+        month_used = self._month_used(account, behaviour, clock.month_of(day))
+        return held.counts(on_day, behaviour, rules_then, month_used)
 
     def _month_used(self, account: str, behaviour: Behaviour, month: str) -> int:
         if behaviour.caps.month_count is None:
@@ -335,32 +317,11 @@ class _Counters:
         return month >= clock.add_months(clock.month_of(self.today), -1)
 
 
-def _copy(held: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, list) else value for name, value in held.items()}
+def _copy(on_day: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: list(value) if isinstance(value, list) else value for name, value in on_day.items()
+    }
 
 
-def _count(held: dict[str, Any], refs: dict[str, Any]) -> None:
-    """Add one entry to the counters of its day."""
-    code = refs["behaviour"]
-    used, gross_mg, best, best_of = held.get(code, (0, 0, None, None))
-    if refs["best"] is not None:
-        best, best_of = refs["best"], refs["activity"]
-    elif refs["status"] == "reversed" and refs["activity"] == best_of:
-        best, best_of = None, None
-    held[code] = [used + refs["counted"], gross_mg + refs["gross_mg"], best, best_of]
-    if refs["overall"]:
-        held["_overall"] = held.get("_overall", 0) + refs["mg"]
-    behaviour = methodology.version(refs["methodology"]).behaviours[code]
-    if _is_netted(behaviour):
-        held["_netted"] = held.get("_netted", 0) + refs["gross_mg"]
-    if behaviour.nets and refs["counted"]:
-        held["_stop"] = rules.quantify(behaviour, Decimal(1)) if refs["counted"] > 0 else None
-
-
-def _is_netted(behaviour: Behaviour) -> bool:
-    """Whether a stop-driving day is reduced by what this behaviour earns."""
-    return any(
-        behaviour.code in other.nets
-        for version in methodology.shipped()
-        for other in version.behaviours.values()
-    )
+def _count(on_day: dict[str, Any], refs: dict[str, Any]) -> None:
+    held.count(on_day, refs, methodology.version(refs["methodology"]))

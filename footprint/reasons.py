@@ -140,6 +140,22 @@ REASONS: Final[dict[str, dict[Language, str]]] = {
         "en": "The utility replaced this bill by a corrected one.",
         "zh": "该账单已由公用事业公司更正替换。",
     },
+    "vacant_home": {
+        "en": "A reviewer found that the home was probably empty, so it was not a saving.",
+        "zh": "经复核，住宅很可能空置，不视为节约。",
+    },
+    "awaiting_review": {
+        "en": "It waits for its photos and for an operator to review them.",
+        "zh": "待上传照片并由运营人员审核。",
+    },
+    "photo_not_accepted": {
+        "en": "A reviewer did not accept the photos as evidence.",
+        "zh": "照片未通过审核，不能作为证据。",
+    },
+    "appeal_upheld": {
+        "en": "Credited after your appeal, with the date it happened on.",
+        "zh": "经申诉后计入，日期以实际发生时间为准。",
+    },
 }
 
 

@@ -5,7 +5,7 @@ remembers the last `seq` it took in, so applying an entry twice changes nothing,
 dropped and rebuilt identically. Reads that must be exact first take in everything up to the head.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -14,10 +14,14 @@ import mongoengine as me
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import book, clock, storage
+from accounting import book, clock, storage, walks
 from accounting.book import Entry
+from accounting.jobs import Job
+from footprint.replay import moved
 
 CATCH_UP_MAX = 100_000
+# The job that does so for every resident.
+KIND = "projections"
 
 
 @storage.indexed
@@ -96,6 +100,17 @@ def rebuild(account: str) -> int:
     return catch_up(account)
 
 
+def run(job_id: str) -> Job | None:
+    """Carry the job that brings every resident's projection up to the head to its end."""
+
+    def work(job: Job, residents: Sequence[str]) -> walks.Totals:
+        for resident in residents:
+            catch_up(resident)
+        return {"residents": len(residents)}
+
+    return walks.run(job_id, work)
+
+
 def between(account: str, first: date, last: date) -> Summary:
     """The exact cells of the city days `first` to `last`, both included, oldest first."""
     catch_up(account)
@@ -112,25 +127,22 @@ def between(account: str, first: date, last: date) -> Summary:
 
 
 def _take_in(entry: Entry) -> None:
-    refs = entry.refs
-    if entry.cap_day is None or "behaviour" not in refs:
+    changes = moved(entry.seq, entry.cap_day, entry.refs) if entry.cap_day else []
+    if not changes:
         return
-    grade = "yes" if refs["bank_grade"] else "no"
-    place = f"days.{entry.cap_day}.{refs['behaviour']}.{refs['evidence']}.{grade}"
-    count = {"reversed": -1, "rejected": 0, "merged": 0}.get(refs["status"], 1)
+    assert entry.cap_day is not None
+    sums: dict[str, int] = {}
+    for one in changes:
+        grade = "yes" if one.bank_grade else "no"
+        place = f"days.{one.day}.{one.behaviour}.{one.evidence}.{grade}"
+        for name, amount in (("mg", one.mg), ("points", one.points), ("count", one.activities)):
+            sums[f"{place}.{name}"] = sums.get(f"{place}.{name}", 0) + amount
     wanted = {
         "account": entry.account,
         "month": entry.cap_day[:7],
         "seq": {"$lt": entry.seq},
     }
-    change = {
-        "$set": {"seq": entry.seq},
-        "$inc": {
-            f"{place}.mg": refs["mg"],
-            f"{place}.points": refs["points"],
-            f"{place}.count": count,
-        },
-    }
+    change = {"$set": {"seq": entry.seq}, "$inc": sums}
     try:
         _months().update_one(wanted, change, upsert=True)
     except DuplicateKeyError:
@@ -143,6 +155,8 @@ def _cells(days: dict[str, Any]) -> Iterable[Cell]:
         for behaviour in sorted(days[day]):
             for evidence, grades in sorted(days[day][behaviour].items()):
                 for grade, sums in sorted(grades.items()):
+                    if not any(sums.values()):
+                        continue  # Refused, or all of it taken back: nothing of that day.
                     yield Cell(
                         day=day,
                         behaviour=behaviour,

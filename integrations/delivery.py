@@ -148,7 +148,8 @@ def _note(
             backoff = min(BACKOFF_FIRST * 2 ** min(attempts, 12), BACKOFF_MAX)
             waits.append(max(backoff, timedelta(seconds=result.retry_after_s or 0)))
     if waits:
-        return _put(notification_id, "retrying", now + min(waits))
+        # The longest: a provider that asks for a rest asks for all of its devices.
+        return _put(notification_id, "retrying", now + max(waits))
     sent = any(result.outcome is Outcome.SENT for result in results)
     return _put(notification_id, "sent" if sent else "failed", None)
 

@@ -6,8 +6,8 @@ be read is yielded as `Unreadable`, so it is reported with its number and the re
 
 import csv
 import gzip
-import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -60,7 +60,7 @@ def rows(data: IO[bytes], *, media_type: str, gzipped: bool, size: int) -> Itera
     bound = _Bounded(source, size * GZIP_RATIO_MAX if gzipped else size)
     try:
         yield from _ndjson(bound) if media_type == NDJSON else _csv(bound)
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
         raise FileRefused(f"the gzip data is damaged: {error}") from None
     except UnicodeDecodeError:
         raise FileRefused("the file is not UTF-8") from None
@@ -90,32 +90,42 @@ def _ndjson(lines: _Bounded) -> Iterator[FeedRow]:
             continue
         try:
             row = json.loads(text, parse_float=Decimal)
-        except (ValueError, RecursionError):
+            # Half of a surrogate pair comes in by an escape, and nothing behind here can encode it.
+            if "\\u" in text:
+                json.dumps(row, ensure_ascii=False, default=str).encode()
+        except (ValueError, ArithmeticError, RecursionError):
+            # Decimal answers an absurd exponent with an ArithmeticError.
             yield Unreadable(text[:500], "not a JSON object")
             continue
         yield row if isinstance(row, dict) else Unreadable(text[:500], "not a JSON object")
 
 
 def _csv(lines: _Bounded) -> Iterator[FeedRow]:
-    """A header names the columns; columns that are no field of a row are its attributes."""
-    text = (
-        line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(lines)
-    )
-    reader = csv.DictReader(text, strict=True)
-    try:
-        for record in reader:
-            if None in record or None in record.values():
-                yield Unreadable(_joined(record), "has more or fewer cells than the header")
-                continue
-            yield _typed(record)
-    except csv.Error as error:
-        raise FileRefused(f"the CSV cannot be read on: {error}") from None
+    """A header names the columns; columns that are no field of a row are its attributes.
 
-
-def _joined(record: dict[Any, Any]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer).writerow([str(value) for value in record.values() if value is not None])
-    return buffer.getvalue().strip()[:500]
+    A record is one line. Cells with line breaks are refused, because a quote somebody forgot to
+    close would otherwise swallow the rows behind it.
+    """
+    header: list[str] | None = None
+    for number, line in enumerate(lines):
+        text = line.decode("utf-8-sig" if number == 0 else "utf-8").rstrip("\r\n")
+        if not text.strip():
+            continue
+        try:
+            [cells] = csv.reader([text], strict=True)
+        except csv.Error as error:
+            if header is None:
+                raise FileRefused(f"the header of the CSV cannot be read: {error}") from None
+            yield Unreadable(text[:500], f"not CSV: {error}")
+            continue
+        if header is None:
+            header = [name.strip() for name in cells]
+            if len(set(header)) < len(header):
+                raise FileRefused("the header of the CSV names a column twice")
+        elif len(cells) != len(header):
+            yield Unreadable(text[:500], "has more or fewer cells than the header")
+        else:
+            yield _typed(dict(zip(header, cells, strict=True)))
 
 
 def _typed(record: dict[str, str]) -> dict[str, Any]:
@@ -134,9 +144,9 @@ def _value(name: str, cell: str) -> Any:
     if name in NUMBERS:
         try:
             number = json.loads(cell, parse_float=Decimal)
-        except ValueError:
+        except (ValueError, ArithmeticError, RecursionError):
             return cell
-        return number if isinstance(number, int | Decimal) else cell
+        return number if type(number) in (int, Decimal) else cell
     if name in FLAGS and cell in ("true", "false"):
         return cell == "true"
     return cell

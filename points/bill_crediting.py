@@ -10,21 +10,22 @@ entry: residents who were posted before and after a crash get the same share.
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 from accounting import book, claims, clock, sweeping
 from accounting.book import Ask, Decision, Entry, Head
 from accounting.errors import AccountBusy
-from footprint import bills, intake
+from footprint import billing_rules, bills, intake, reviews
 from footprint.activities import SETTLED
-from footprint.billing_rules import NEEDS_HISTORY, BillReport
+from footprint.billing_rules import NEEDS_HISTORY, VACANCY, VACANT, BillReport, Judgement
 from footprint.bills import Bill
-from points import earning, milestones
+from points import earning, milestones, restating
 from points.wallet import Wallet
 
 SWEEP_AFTER = timedelta(minutes=1)
 SWEEP_MAX = 500
-# A bill is reopened once in its life, by the bill that completes its history.
+# A bill is reopened twice in its life at most: when its history is complete, and by its reviewer.
 ATTEMPTS_MAX = 5
 # One credited bill a month and meter account; paying online has its own claim, `meter_month`.
 CLAIM = "bill_month"
@@ -54,6 +55,36 @@ def resume(bill: Bill) -> Bill:
     raise AccountBusy(retry_after=1)
 
 
+def reviewed(bill: Bill, *, accept: bool) -> bool:
+    """Carry out what a reviewer decided on a bill that may be of an empty home; safe to repeat.
+
+    Returns whether it had an effect: a bill that was corrected meanwhile is beyond it.
+    """
+    assert bill.judgement is not None, "a bill is judged before it is reviewed"
+    if VACANCY in bill.judgement.reasons:
+        judgement = _as_lived_in(bill) if accept else bill.judgement.refused(VACANT)
+        bill = bills.reopen(bill, VACANCY, judgement) or bills.by_id(bill.id)
+    if bill.corrected_by is not None:
+        # What was claimed a moment ago is for the correction.
+        claims.release(bill.id)
+        return False
+    resume(bill)
+    return True
+
+
+def _as_lived_in(bill: Bill) -> Judgement:
+    """The judgement of a bill whose low use a person found plausible, on the same baseline."""
+    assert bill.judgement is not None
+    assert bill.judgement.baseline is not None, "without a baseline nothing looks empty"
+    rules_then, behaviour = bill.rules
+    verdict = billing_rules.saving_against(bill.use, Fraction(bill.judgement.baseline))
+    stale = rules_then.stale(clock.city_day(bill.received_at))
+    judgement = billing_rules.judged(verdict, behaviour, bill.shares, stale=stale)
+    if judgement.mg and not _claimed(bill):
+        return judgement.refused("bill_month_credited")
+    return judgement
+
+
 def sweep(now: datetime) -> int:
     """Finish what a crash left received; returns how many were finished."""
     return sweeping.each("bill", bills.unsettled(now - SWEEP_AFTER, SWEEP_MAX), resume)
@@ -64,7 +95,7 @@ def _wake(household: str) -> None:
     for waiting in bills.waiting(household):
         if NEEDS_HISTORY in bills.judge(waiting).reasons:
             continue
-        reopened = bills.reopen(waiting)
+        reopened = bills.reopen(waiting, NEEDS_HISTORY)
         if reopened is not None:
             bills.settle(_credit(reopened))
 
@@ -73,6 +104,8 @@ def _credit(bill: Bill) -> Bill:
     """Judge a bill once and post every share of it."""
     bill = _judged(bill)
     assert bill.judgement is not None
+    if VACANCY in bill.judgement.reasons:
+        reviews.ask(reviews.VACANCY, bill.id, bill.residents)
     if bill.judgement.mg == 0:
         return bill
     for resident in bill.residents:
@@ -123,6 +156,7 @@ def _take_back(bill_id: str, *, by: str) -> None:
         assert earlier is not None, "a settled bill has every entry"
         _post_reversal(marked, resident, earlier, by)
     claims.release(marked.id)
+    reviews.withdraw(reviews.VACANCY, marked.id)
 
 
 def _post_reversal(bill: Bill, resident: str, earlier: Entry, by: str) -> None:
@@ -168,18 +202,22 @@ def _decide(bill: Bill, head: Head, now: datetime) -> Decision:
 
 def _decide_reversal(bill: Bill, earlier: Entry, head: Head, now: datetime, by: str) -> Decision:
     refs = intake.undo_refs(earlier.refs)
+    restated = restating.taken_back(earlier)
+    mg = refs["mg"] + sum(change.mg for change in restated)
     points, funder = earlier.refs["points"], earlier.refs["funder"]
+    owing = points - sum(change.points for change in restated)
     wallet = Wallet.load(head.after)
     wallet.advance(now)
-    wallet.take_back(points, funder, over=bill.over, maturity=bill.rules[1].maturity)
+    wallet.take_back(owing, funder, over=bill.over, maturity=bill.rules[1].maturity)
     return Decision(
-        lines=(*intake.reduction_lines(refs["mg"]), *wallet.lines),
+        lines=(*intake.reduction_lines(mg), *wallet.lines),
         after={
-            "lifetime_mg": intake.lifetime_mg(head) + refs["mg"],
+            "lifetime_mg": intake.lifetime_mg(head) + mg,
             "wallet": wallet.dump(),
         },
         refs={
             **refs,
+            "changes": [list(change) for change in restated],
             "points": -points,
             "reverses": earlier.seq,
             "reason": "bill_corrected",

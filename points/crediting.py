@@ -7,16 +7,17 @@ leaves half-way is finished by the retry or by the sweeper. The entry carries gr
 together: there is no moment at which one is booked and the other is not.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from accounting import book, claims, clock, sweeping
 from accounting.book import Ask, Decision, Entry, Head
 from accounting.errors import DomainError
-from footprint import activities, intake, methodology
+from footprint import activities, intake, methodology, photos
 from footprint.activities import SETTLED, Activity, Outcome
 from footprint.rules import Report
-from points import earning, milestones
+from points import earning, milestones, restating
 from points.wallet import Wallet
 
 SWEEP_AFTER = timedelta(minutes=1)
@@ -29,27 +30,47 @@ class NothingToReverse(DomainError):
     zh = "该活动没有可撤销的减排量或积分。"
 
 
+@dataclass(frozen=True, slots=True)
+class Overruling:
+    """An upheld appeal: who decided it, what was said against the activity, the claim it ignores.
+
+    `despite` is the owner of a claim that stays with it.
+    """
+
+    appeal: str
+    by: str
+    reasons: tuple[str, ...]
+    despite: str | None
+
+
 def report(
-    resident: str, what: Report, *, source: str, event_id: str, evidence: str, subject: str = ""
+    resident: str,
+    what: Report,
+    *,
+    source: str,
+    event_id: str,
+    evidence: str,
+    subject: str = "",
+    photo: bool = False,
 ) -> tuple[Activity, bool]:
     """Take one report in; returns the settled activity and whether it was new.
 
-    `subject` is whom the source named, see `intake.fact_of`. The same event again gives the first
+    `subject` is whom the source named, see `intake.fact_of`; with `photo` its evidence is to be
+    photos, see `photos.awaiting`. The same event again gives the first
     activity. Raises `SourceEventConflict` when the event id came with other content and
     `AccountBusy` when the account is contended; nothing is lost then, because the fact is stored
     and the sweeper finishes it.
     """
-    return take_in(
-        intake.fact_of(
-            what,
-            resident=resident,
-            source=source,
-            event_id=event_id,
-            evidence=evidence,
-            received_at=clock.now(),
-            subject=subject,
-        )
+    fact = intake.fact_of(
+        what,
+        resident=resident,
+        source=source,
+        event_id=event_id,
+        evidence=evidence,
+        received_at=clock.now(),
+        subject=subject,
     )
+    return take_in(photos.awaiting(fact) if photo else fact)
 
 
 def take_in(fact: Activity) -> tuple[Activity, bool]:
@@ -62,20 +83,23 @@ def resume(activity: Activity) -> Activity:
     """Bring a received fact to its outcome; safe to run twice and at the same time."""
     if activity.verdict is not None:
         return activities.settle(activity, Outcome(activity.verdict, activity.reasons))
-    claim = activity.claim
-    claim_lost = False
-    if claim is not None:
-        claim_lost = claims.take(claim["kind"], claim["value"], claim["owner"]) != claim["owner"]
+    return credit(activity, f"activity:{activity.id}")
+
+
+def credit(activity: Activity, key: str, overruling: Overruling | None = None) -> Activity:
+    """Claim, post the entry of this key, settle; repeating it changes nothing."""
+    despite = overruling.despite if overruling else None
+    claim_lost = not _claimed(activity, despite)
     entry = book.post(
         Ask(
             account=activity.resident,
-            key=f"activity:{activity.id}",
+            key=key,
             kind="earn",
             fingerprint=activity.fingerprint,
             occurred_at=activity.start,
             cap_day=clock.city_day(activity.start),
         ),
-        lambda head, now: _decide(activity, head, now, claim_lost),
+        lambda head, now: _decide(activity, head, now, claim_lost, overruling),
     ).entry
     if entry.refs["counted"] == 0:
         # Nothing was credited for it, so somebody else may have it.
@@ -96,7 +120,7 @@ def reverse(activity: Activity, *, reason: str, by: str) -> Activity:
 
     Raises `NothingToReverse` for one that earned nothing. Repeating it changes nothing.
     """
-    earlier = book.by_key(activity.resident, f"activity:{activity.id}")
+    earlier = activities.entry(activity)
     if earlier is None or earlier.refs["counted"] == 0:
         raise NothingToReverse()
     entry = book.post(
@@ -114,8 +138,19 @@ def reverse(activity: Activity, *, reason: str, by: str) -> Activity:
     return activities.settle(activity, Outcome("reversed", ("reversed",), seq=entry.seq))
 
 
-def _decide(activity: Activity, head: Head, now: datetime, claim_lost: bool) -> Decision:
-    judged = intake.judge(activity, head, now, claim_lost=claim_lost)
+def _claimed(activity: Activity, despite: str | None) -> bool:
+    """Take what the activity claims; a claim of the owner `despite` stays with it and counts."""
+    claim = activity.claim
+    if claim is None:
+        return True
+    return claims.take(claim["kind"], claim["value"], claim["owner"]) in (claim["owner"], despite)
+
+
+def _decide(
+    activity: Activity, head: Head, now: datetime, claim_lost: bool, overruling: Overruling | None
+) -> Decision:
+    overruled = overruling is not None
+    judged = intake.judge(activity, head, now, claim_lost=claim_lost, overruled=overruled)
     rule = earning.rule_on(clock.city_day(activity.start))
     wallet = Wallet.load(head.after)
     wallet.advance(now)
@@ -131,26 +166,41 @@ def _decide(activity: Activity, head: Head, now: datetime, claim_lost: bool) -> 
             "points": points,
             "rule": rule.version,
             "funder": rule.funder,
+            **(_appeal_refs(overruling) if overruling else {}),
         },
     )
+
+
+def _appeal_refs(overruling: Overruling) -> dict[str, Any]:
+    return {
+        "appeal": overruling.appeal,
+        "overruled": list(overruling.reasons),
+        "despite": overruling.despite,
+        "by": overruling.by,
+    }
 
 
 def _decide_reversal(
     activity: Activity, earlier: Entry, head: Head, now: datetime, reason: str, by: str
 ) -> Decision:
     refs = intake.undo_refs(earlier.refs)
+    restated = restating.taken_back(earlier)
+    mg = refs["mg"] + sum(change.mg for change in restated)
     wallet = Wallet.load(head.after)
     wallet.advance(now)
     points, funder = earlier.refs["points"], earlier.refs["funder"]
-    wallet.take_back(points, funder, over=activity.over, maturity=_maturity(activity))
+    owing = points - sum(change.points for change in restated)
+    wallet.take_back(owing, funder, over=activity.over, maturity=_maturity(activity))
     return Decision(
-        lines=(*intake.reduction_lines(refs["mg"]), *wallet.lines),
+        lines=(*intake.reduction_lines(mg), *wallet.lines),
         after={
             **intake.undone(activity, earlier.refs, head, now),
+            "lifetime_mg": intake.lifetime_mg(head) + mg,
             "wallet": wallet.dump(),
         },
         refs={
             **refs,
+            "changes": [list(change) for change in restated],
             "points": -points,
             "reverses": earlier.seq,
             "reason": reason,
@@ -165,14 +215,16 @@ def _maturity(activity: Activity) -> timedelta:
 
 def _outcome(activity: Activity, entry: Entry) -> Outcome:
     refs = entry.refs
+    upheld = ("appeal_upheld",) if "appeal" in refs and refs["counted"] else ()
     return Outcome(
         status=refs["status"],
-        reasons=tuple(refs["reasons"]),
+        reasons=(*upheld, *refs["reasons"]),
         mg=refs["mg"],
         points=refs["points"],
         mature_at=activity.over + _maturity(activity) if refs["points"] else None,
         merged_into=refs["merged_into"],
         seq=entry.seq,
+        evidence=refs["evidence"],
     )
 
 

@@ -143,7 +143,7 @@ def _may_report(partner: Partner, row: Row) -> None:
 def _park(partner: Partner, row: Row) -> Taken:
     earlier = activities.by_event(partner.source, row.event_id)
     external_hash = links.external_hash(partner.id, row.external_id)
-    fingerprint = intake.fingerprint(row.report, EVIDENCE, external_hash)
+    fingerprint = intake.fingerprint(row.report, external_hash)
     if earlier is not None:
         # Credited under a link that was ended since; the event id is taken for ever.
         if earlier.fingerprint != fingerprint:

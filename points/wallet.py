@@ -170,6 +170,28 @@ class Wallet:
         """
         assert points >= 0, points
         self.earned -= points
+        left = points - self._take(points, funder, over, maturity, own_only=False)
+        if left:
+            self.owed[funder] = self.owed.get(funder, 0) + left
+            self._move(OWED, f"issued:{funder}", left)
+
+    def take_what_is_left(
+        self, points: int, funder: str, *, over: datetime, maturity: timedelta
+    ) -> int:
+        """Undo an earning only as far as its funder's points are still there; returns how far.
+
+        In the order of `take_back`, but what was spent or has expired stays with the resident, and
+        nothing becomes owed.
+        """
+        assert points >= 0, points
+        taken = self._take(points, funder, over, maturity, own_only=True)
+        self.earned -= taken
+        return taken
+
+    def _take(
+        self, points: int, funder: str, over: datetime, maturity: timedelta, *, own_only: bool
+    ) -> int:
+        """Take points out of pending and lots, `own_only` those of the funder; returns how many."""
         month = clock.add_months(clock.city_month(over), EXPIRY_MONTHS)
         expires_on = clock.last_day(month).isoformat()
         own_pending = (_ms(over + maturity), expires_on, funder)
@@ -178,7 +200,7 @@ class Wallet:
         for row in [row for row in self.pending if row[:3] == own_pending]:
             left -= self._take_pending(row, left, funder)
         for lot in sorted(
-            self.lots,
+            (lot for lot in self.lots if lot.funder == funder or not own_only),
             key=lambda lot: (
                 lot[:2] == (expires_on, funder),
                 lot.funder == funder,
@@ -191,11 +213,10 @@ class Wallet:
                 self._remove(lot, part)
                 self._move(AVAILABLE, f"issued:{funder}", part)
                 left -= part
-        for row in sorted(self.pending, key=lambda row: (row.funder == funder, row), reverse=True):
+        rows = [row for row in self.pending if row.funder == funder or not own_only]
+        for row in sorted(rows, key=lambda row: (row.funder == funder, row), reverse=True):
             left -= self._take_pending(row, left, funder)
-        if left:
-            self.owed[funder] = self.owed.get(funder, 0) + left
-            self._move(OWED, f"issued:{funder}", left)
+        return points - left
 
     def _take_pending(self, row: Pending, most: int, funder: str) -> int:
         part = min(row.points, most)

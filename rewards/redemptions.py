@@ -135,10 +135,15 @@ def redeem(resident: str, key: str, reward_id: str, quantity: int) -> Redemption
     if redemption.state == REFUSED:
         raise _refusal_of(redemption)
     if redemption.state == ASKED:
-        if redemption.id != wanted.id and not _lease(redemption.id, ASKED):
+        resumed = redemption.id != wanted.id
+        if resumed and _lease(redemption.id, ASKED) is None:
             raise RedemptionInProgress(retry_after=1)
         with _let_go_on_error(redemption.id):
-            redemption = _carry_through(redemption, reward)
+            # What is paid for is handed over, whatever has happened to stock and dates since.
+            if resumed and _is_spent(redemption):
+                redemption = _issue(redemption, reward)
+            else:
+                redemption = _carry_through(redemption, reward)
     return redemption
 
 
@@ -171,10 +176,11 @@ def cancel(resident: str, redemption_id: str) -> Redemption:
         return redemption
     if redemption.state == ISSUED:
         _set_state(redemption.id, ISSUED, CANCELLING)
-    if not _lease(redemption.id, CANCELLING, RETURNING):
+    leased = _lease(redemption.id, CANCELLING, RETURNING)
+    if leased is None:
         raise RedemptionInProgress(retry_after=1)
     with _let_go_on_error(redemption.id):
-        return _carry_cancel(redemption)
+        return _carry_cancel(leased)
 
 
 def sweep(now: datetime) -> int:
@@ -184,9 +190,10 @@ def sweep(now: datetime) -> int:
     return sweeping.each("redemption", [_redemption(row) for row in found], _finish)
 
 
-def _finish(redemption: Redemption) -> None:
+def _finish(found: Redemption) -> None:
     """Bring one half-way redemption to an end, unless somebody carries it just now."""
-    if not _lease(redemption.id, *HALF_WAY):
+    redemption = _lease(found.id, *HALF_WAY)
+    if redemption is None:
         return
     if redemption.state != ASKED:
         # A voucher used meanwhile ends the cancellation, and that is an end as well.
@@ -199,14 +206,18 @@ def _finish(redemption: Redemption) -> None:
         _issue(redemption, catalogue.reward(redemption.reward_id))
 
 
-def _lease(redemption_id: str, *states: str) -> bool:
-    """Become the one who carries a half-way redemption; False while another does."""
+def _lease(redemption_id: str, *states: str) -> Redemption | None:
+    """Become the one who carries a half-way redemption; None while another does.
+
+    Returns it as it stands now: what was read before may have been carried on meanwhile.
+    """
     now = clock.now()
-    done = _redemptions().update_one(
+    found = _redemptions().find_one_and_update(
         {"_id": redemption_id, "state": {"$in": states}, "leased_until": {"$lte": now}},
         {"$set": {"leased_until": now + LEASE}},
+        return_document=True,
     )
-    return done.modified_count == 1
+    return _redemption(found) if found else None
 
 
 @contextlib.contextmanager
@@ -234,7 +245,8 @@ def _ask(wanted: Redemption) -> Redemption:
 
 def _carry_through(redemption: Redemption, reward: Reward) -> Redemption:
     try:
-        if not reward.open_at(clock.now()):
+        # As it was when it was asked: a retry must not judge otherwise than the first try.
+        if not reward.open_at(redemption.created_at):
             raise RewardUnavailable()
         catalogue.reserve(reward.id, redemption.id, redemption.quantity)
         try:
@@ -283,6 +295,11 @@ def _decide(redemption: Redemption, reward: Reward, head: Head, now: datetime) -
         after={"redeemed": held, "wallet": wallet.dump()},
         refs={"redemption": redemption.id, "lots": [list(lot) for lot in taken]},
     )
+
+
+def _is_spent(redemption: Redemption) -> bool:
+    entry = book.by_key(redemption.resident, f"redemption:{redemption.id}")
+    return entry is not None and entry.kind == "spend"
 
 
 def _fence(redemption: Redemption) -> bool:

@@ -315,6 +315,19 @@ def test_a_csv_file_in_gzip_gives_the_same_rows(me: Caller, buses: Caller) -> No
     assert activity["reduction_g"] == Decimal("215.2")
 
 
+def test_rows_with_reasons_are_counted_without_a_reader(me: Caller, buses: Caller) -> None:
+    """100 km by bus avoid 2,690 g, of which 1,600 g a day count; 1,000 km are no bus ride."""
+    linked(me, buses)
+    job_id = upload(
+        buses,
+        lines({**ROW, "quantity": 100}, {**ROW, "quantity": 1_000, "source_event_id": "tap-2"}),
+    )
+    work(job_id)
+    assert counted(buses.get(f"/v1/jobs/{job_id}").get_json()) == {"credited": 1, "rejected": 1}
+    far, capped = me.get("/v1/activities").get_json()["items"]
+    assert (far["status"], capped["status"], capped["reduction_g"]) == ("rejected", "capped", 1_600)
+
+
 def test_the_same_file_again_has_no_second_effect(me: Caller, buses: Caller) -> None:
     linked(me, buses)
     for expected in ({"pending": 1}, {"duplicate": 1}):
@@ -324,14 +337,21 @@ def test_the_same_file_again_has_no_second_effect(me: Caller, buses: Caller) -> 
     assert me.get("/v1/me/points").get_json()["pending"] == 215
 
 
+# A gzip file whose content was overwritten behind the header.
+WHOLE = gzip.compress(b'{"a": 1}\n' * 1_000)
+DAMAGED = WHOLE[:15] + b"\xff" * 10 + WHOLE[25:]
+
+
 @pytest.mark.parametrize(
     ("data", "kind", "headers"),
     [
         (b"\x1f\x8bnot gzip", NDJSON, {"Content-Encoding": "gzip"}),
+        (DAMAGED, NDJSON, {"Content-Encoding": "gzip"}),
+        (gzip.compress(b"{}\n")[:-9], NDJSON, {"Content-Encoding": "gzip"}),
         (b"\xff\xfe\x00", NDJSON, {}),
         (b'{"external_id": "' + b"x" * 70_000 + b'"}', NDJSON, {}),
     ],
-    ids=("gzip", "utf-8", "long line"),
+    ids=("no gzip", "damaged gzip", "half a gzip", "no utf-8", "long line"),
 )
 def test_a_file_that_cannot_be_read_fails_with_a_reason(
     buses: Caller, data: bytes, kind: str, headers: dict[str, str]

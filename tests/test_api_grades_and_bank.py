@@ -374,13 +374,14 @@ def test_the_body_of_a_query_is_covered_by_the_signature(me: Caller, bank: Calle
     assert good.status_code == 200
 
 
-def test_a_grade_read_under_a_key_is_replayed_but_signed_anew(me: Caller, bank: Caller) -> None:
-    body = {"purpose": "green loan", "references": [agree(me, bank)["reference"]]}
-    first = bank.post(QUERY, body, key="q1")
-    again = bank.post(QUERY, body, key="q1")
-    assert (again.data, again.headers["Idempotency-Replayed"]) == (first.data, "true")
-    unsigned = bank.unsigned().post(QUERY, body, key="q1")
-    assert said(unsigned) == (401, "invalid_signature")
+def test_a_key_does_not_keep_a_grade_readable_after_withdrawal(me: Caller, bank: Caller) -> None:
+    consent = agree(me, bank)
+    body = {"purpose": "green loan", "references": [consent["reference"]]}
+    [before] = bank.post(QUERY, body, key="q1").get_json()["results"]
+    me.delete(f"/v1/me/consents/{consent['id']}")
+    [after] = bank.post(QUERY, body, key="q1").get_json()["results"]
+    assert (before["status_code"], after["status_code"]) == (200, 404)
+    assert len(me.get("/v1/me/access-log").get_json()["items"]) == 2
 
 
 def test_a_token_without_the_scope_reads_nothing(app: Flask, me: Caller, bank: Caller) -> None:

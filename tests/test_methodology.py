@@ -287,8 +287,36 @@ def test_a_new_behaviour_of_a_known_kind_needs_no_code() -> None:
         ),
         (changed("grace_days = 180", "grace_days = 0"), "grace_days: must be above zero"),
         (
-            changed("grams = 10000", "grams = -1"),
+            changed("grams = 10000", "grams = 0"),
             "overall_day_cap: grams: must be above zero",
+        ),
+        (
+            changed("grams = 10000", "grams = -1"),
+            "overall_day_cap: grams: must not be negative",
+        ),
+        (
+            changed("mg_num = 26900", "mg_num = 1000000001"),
+            "bus_km: factor: mg_num: must not exceed 1000000000",
+        ),
+        (
+            changed("app_days = 30", "app_days = 36501"),
+            "window: app_days: must not exceed 36500",
+        ),
+        (
+            changed("valid_from = 2024-01-01", "valid_from = 0001-01-01"),
+            "valid_from: must lie in the years 2000 to 2199",
+        ),
+        (
+            changed('code = "bus_km"', 'code = "Bus km"'),
+            "Bus km: code: must match [a-z][a-z0-9_]{0,63}, not 'Bus km'",
+        ),
+        (
+            changed('version = "T-1"', 'version = "../T"'),
+            "version: must match [A-Za-z0-9][A-Za-z0-9._-]{0,63}, not '../T'",
+        ),
+        (
+            HEAD + BUS + "derivation = { detour = 1.1 }\n",
+            "bus_km: derivation: must hold texts only",
         ),
         (HEAD + BUS + BUS, "bus_km: code: is listed twice"),
         (

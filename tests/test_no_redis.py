@@ -1,5 +1,6 @@
-"""Redis is away: what residents have is still there, and what needs Redis says when to come back."""
+"""Redis is away: residents keep what they have, and what needs Redis says when to come back."""
 
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -58,8 +59,10 @@ def test_a_resident_reports_earns_spends_and_reads_as_ever(alone: Flask) -> None
     assert me.get("/v1/me/points").get_json()["available"] == EARNED - 500
     assert me.get("/v1/me/summary").get_json()["reduction_g"] == 26_900
     assert me.get("/v1/me/grade").get_json()["reduction_kg"] == Decimal("26.9")
-    for path in ("/v1/me", "/v1/activities", "/v1/redemptions", "/v1/me/points/entries",
-                 "/v1/me/consents", "/v1/me/access-log", "/v1/behaviours", "/v1/rewards"):  # fmt: skip
+    for path in (
+        "/v1/me", "/v1/activities", "/v1/redemptions", "/v1/me/points/entries",
+        "/v1/me/consents", "/v1/me/access-log", "/v1/behaviours", "/v1/rewards",
+    ):  # fmt: skip
         assert me.get(path).status_code == 200
     assert time.monotonic() - began < PATIENCE_S
 
@@ -71,6 +74,24 @@ def test_what_no_nudge_reached_is_left_for_the_sweep(alone: Flask) -> None:
     assert len(me.get("/v1/me/notifications").get_json()["items"]) == 4
     due = outbox.collection().count_documents({"next_attempt_at": {"$ne": None}})
     assert due == 4
+
+
+def test_a_redis_that_hangs_holds_up_one_nudge_not_each(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # Connects, and never says a word.
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        celery = tasks.make_celery(replace(app.extensions["config"], redis_url=url))
+        celery.conf.broker_transport_options |= {"socket_timeout": 0.3}
+        began = time.monotonic()
+        for _ in range(10):
+            tasks.nudge(tasks.deliver, "ntf_1")
+        assert time.monotonic() - began < 2
+    tasks.make_celery(app.extensions["config"])
+    tasks.nudge(tasks.deliver, "ntf_1")
+    assert [record.msg for record in caplog.records if "queue is away" in record.msg] == [
+        "the queue is away, the sweep will find %s: %s"
+    ]
 
 
 def test_a_file_is_accepted_and_waits_for_the_sweep(alone: Flask) -> None:

@@ -29,10 +29,10 @@ class Habit:
 
 # The roles are named after the grade that must come of them.
 HABITS = {
-    "deep": Habit(168, 0.10, 0.10, 1.3, 0.65, 4.5, 0.1, 0.08, 0.6),
-    "mid": Habit(168, 0.24, 0.12, 0.0, 0.50, 3.2, 0.7, 0.08, 0.5),
-    "light": Habit(168, 0.08, 0.15, 0.0, 0.12, 1.5, 0.0, 0.08, 0.5),
-    "unrated": Habit(20, 0.30, 0.30, 0.0, 0.30, 2.0, 0.1, 0.30, 0.8),
+    "deep": Habit(168, 0.06, 0.10, 1.2, 0.60, 4.5, 0.1, 0.04, 0.4),
+    "mid": Habit(168, 0.20, 0.10, 0.0, 0.50, 3.2, 0.7, 0.04, 0.4),
+    "light": Habit(168, 0.06, 0.12, 0.0, 0.12, 1.5, 0.0, 0.05, 0.4),
+    "unrated": Habit(20, 0.30, 0.25, 0.0, 0.30, 2.0, 0.1, 0.30, 0.6),
 }
 LATE_LINKER = Habit(60, 0.35, 0.0, 0.0, 0.3, 2.5, 0.0, 0.0, 0.0)
 CATEGORIES = ("paper", "paper", "plastic", "glass", "textile", "metal")

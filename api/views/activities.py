@@ -104,6 +104,7 @@ class ExplanationAnswer(ma.Schema):
     rounding = fields.String(required=True)
     points = fields.Dict(required=True)
     reduction_mg = fields.Integer(required=True)
+    appeal = fields.Dict(required=True, allow_none=True)
 
 
 @blueprint.route("/v1/behaviours")
@@ -165,7 +166,7 @@ class OneActivity(MethodView):
     @blueprint.response(200, ActivityAnswer)
     def get(self, activity_id: str) -> dict[str, Any]:
         """One of my activities"""
-        return shown(_mine(activity_id))
+        return shown(mine(activity_id))
 
 
 @blueprint.route("/v1/activities/<activity_id>/explanation")
@@ -174,17 +175,19 @@ class Explanation(MethodView):
     @blueprint.response(200, ExplanationAnswer)
     def get(self, activity_id: str) -> dict[str, Any]:
         """How the grams and points of an activity came about"""
-        return explanation.of(_mine(activity_id))
+        return explanation.of(mine(activity_id))
 
 
 def _report(wanted: dict[str, Any]) -> tuple[Activity, bool]:
-    resident = caller().id
+    resident, evidence = caller().id, wanted["evidence"]
     return crediting.report(
         resident,
         report_of(wanted),
         source=f"app:{resident}",
         event_id=wanted["source_event_id"],
-        evidence=_evidence_class(wanted["evidence"]),
+        evidence=_evidence_class(evidence),
+        photo=evidence["kind"] == "photo",
+        subject=" ".join(f"{name}={value}" for name, value in sorted(evidence.items())),
     )
 
 
@@ -205,7 +208,8 @@ def _refused(refusal: DomainError) -> dict[str, Any]:
     }
 
 
-def _mine(activity_id: str) -> Activity:
+def mine(activity_id: str) -> Activity:
+    """The caller's activity, with its outcome. Raises `NotFound` also for somebody else's."""
     found = activities.by_id(activity_id)
     if found is None or found.resident != caller().id:
         raise NotFound()

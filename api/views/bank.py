@@ -10,7 +10,6 @@ from marshmallow import fields, validate
 from accounting import clock, consents, vault
 from accounting.errors import DomainError
 from api import problems
-from api.idempotency import idempotent
 from api.numbers import CityDay, Kilograms, Schema
 from api.openapi import Blueprint, refuses
 from api.problems import language
@@ -96,10 +95,12 @@ class BankGrade(MethodView):
 class BankGrades(MethodView):
     @door(BANK, scope="grades:read")
     @blueprint.arguments(GradesQuery)
-    @idempotent()
     @blueprint.response(200, GradesAnswer)
     def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Up to 500 grades at once; each reference has its own result, in order"""
+        """Up to 500 grades at once; each reference has its own result, in order
+
+        It takes no Idempotency-Key: a replay would outlive a withdrawn consent.
+        """
         return {"results": [_item(one, wanted["purpose"]) for one in wanted["references"]]}
 
 

@@ -27,6 +27,12 @@ from points import feed
 from points.feed import Taken
 
 ROWS_MAX = 1_000
+ENCODINGS = ("", "identity", "gzip")
+FILE = {
+    "description": "The file as it is; gzip if `Content-Encoding: gzip` says so.",
+    "required": True,
+    "content": {kind: {"schema": {"type": "string"}} for kind in files.FORMATS},
+}
 
 blueprint = Blueprint("feeds", __name__, description="Data partners")
 
@@ -64,7 +70,7 @@ class LinkCodeRequest(Schema):
 
 
 class LinkCodeAnswer(ma.Schema):
-    link_code = fields.String(required=True)
+    link_code = fields.String(required=True, allow_none=True)
     expires_in = fields.Integer(required=True)
 
 
@@ -134,7 +140,8 @@ class LinkCodes(MethodView):
 @blueprint.route("/v1/feeds/activities/files")
 class FeedFiles(MethodView):
     @door(DATA, scope="feeds:write", body_max=None)
-    @refuses("unsupported_media_type", "payload_too_large")
+    @refuses("malformed_request", "unsupported_media_type", "payload_too_large")
+    @blueprint.doc(requestBody=FILE)
     @idempotent(streamed=True)
     @blueprint.response(202, QueuedAnswer)
     def post(self) -> tuple[dict[str, Any], int, dict[str, str]]:
@@ -160,7 +167,8 @@ class BillFeed(MethodView):
 @blueprint.route("/v1/feeds/bills/files")
 class BillFiles(MethodView):
     @door(DATA, scope="feeds:write", body_max=None)
-    @refuses("unsupported_media_type", "payload_too_large")
+    @refuses("malformed_request", "unsupported_media_type", "payload_too_large")
+    @blueprint.doc(requestBody=FILE)
     @idempotent(streamed=True)
     @blueprint.response(202, QueuedAnswer)
     def post(self) -> tuple[dict[str, Any], int, dict[str, str]]:
@@ -180,7 +188,8 @@ class OneJob(MethodView):
 @blueprint.route("/v1/jobs/<job_id>/errors")
 class JobErrors(MethodView):
     @door(DATA, OPERATOR, scope="feeds:write")
-    @blueprint.response(200, description="One refused row a line", content_type=files.NDJSON)
+    @blueprint.response(200, description="One refused row a line")
+    @blueprint.doc(responses={200: {"content": {files.NDJSON: {"schema": {"type": "string"}}}}})
     def get(self, job_id: str) -> Response:
         """The rows a job could not take, as NDJSON `{row, code, message, input}`"""
         return Response(_error_lines(_mine(job_id).id, language()), mimetype=files.NDJSON)
@@ -202,14 +211,15 @@ def _bill_result(one: BillTaken) -> dict[str, Any]:
 
 def _queued(kind: str) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Store the body as a file and queue the job that reads it."""
-    if request.mimetype not in files.FORMATS:
+    encoding = request.headers.get("Content-Encoding", "").lower()
+    if request.mimetype not in files.FORMATS or encoding not in ENCODINGS:
         raise UnsupportedMediaType(" or ".join(files.FORMATS))
     job = imports.store(
         kind,
         caller().id,
         request.stream,
         media_type=request.mimetype,
-        gzipped=request.headers.get("Content-Encoding", "").lower() == "gzip",
+        gzipped=encoding == "gzip",
     )
     tasks.nudge(tasks.run_job, job.id)
     return {"job_id": job.id}, 202, {"Location": f"/v1/jobs/{job.id}"}

@@ -1,6 +1,7 @@
 """What operators' tools and integrators look at: health, figures, the contract, the key set."""
 
 from importlib import metadata
+from typing import Any
 
 import pymongo
 from flask import Response, current_app, jsonify, send_from_directory
@@ -20,6 +21,26 @@ ASSETS_OF, ASSETS = "flask-swagger-ui", "flask_swagger_ui/dist"
 ASSET_MAX_AGE_S = 24 * 3600
 
 blueprint = Blueprint("system", __name__, description="Health, figures, the contract, the key set")
+
+
+def _answers(
+    description: str, content_type: str = "application/json", **schema: Any
+) -> dict[str, Any]:
+    """The 200 of an address in the document."""
+    return {
+        "responses": {
+            200: {"description": description, "content": {content_type: {"schema": schema}}}
+        }
+    }
+
+
+def _status(*values: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["status"],
+        "properties": {"status": {"type": "string", "enum": list(values)}},
+    }
+
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -49,7 +70,7 @@ _PAGE_POLICY = (
 
 @blueprint.route("/healthz")
 @door(OPEN)
-@blueprint.doc(responses={200: {"description": "This process answers"}})
+@blueprint.doc(**_answers("This process answers", **_status("ok")))
 def healthz() -> ResponseReturnValue:
     """Whether this process answers"""
     return jsonify(status="ok")
@@ -57,7 +78,7 @@ def healthz() -> ResponseReturnValue:
 
 @blueprint.route("/readyz")
 @door(OPEN)
-@blueprint.doc(responses={200: {"description": '`{"status": "ready"}` or `degraded`'}})
+@blueprint.doc(**_answers("Requests can be served", **_status("ready", "degraded")))
 def readyz() -> ResponseReturnValue:
     """Whether requests can be served; `degraded` without Redis"""
     config = current_app.extensions["config"]
@@ -74,7 +95,7 @@ def readyz() -> ResponseReturnValue:
 
 @blueprint.route("/metrics", endpoint="metrics")
 @door(INTERNAL)
-@blueprint.doc(responses={200: {"description": "Prometheus text"}})
+@blueprint.doc(**_answers("Prometheus text", "text/plain", type="string"))
 def figures() -> ResponseReturnValue:
     """Figures for Prometheus; internal networks only"""
     answer: Response = current_app.extensions["metrics"].exposition()
@@ -83,7 +104,7 @@ def figures() -> ResponseReturnValue:
 
 @blueprint.route("/openapi.json")
 @door(OPEN)
-@blueprint.doc(responses={200: {"description": "This document"}})
+@blueprint.doc(**_answers("This document", type="object"))
 def openapi() -> ResponseReturnValue:
     """The contract as OpenAPI 3.1"""
     return jsonify(current_app.extensions["openapi"].to_dict())
@@ -91,7 +112,7 @@ def openapi() -> ResponseReturnValue:
 
 @blueprint.route("/docs")
 @door(OPEN)
-@blueprint.doc(responses={200: {"description": "A page"}})
+@blueprint.doc(**_answers("A page", "text/html", type="string"))
 def docs() -> ResponseReturnValue:
     """The contract as a page that needs no internet"""
     response = Response(_PAGE, mimetype="text/html")
@@ -101,7 +122,7 @@ def docs() -> ResponseReturnValue:
 
 @blueprint.route("/docs/start.js")
 @door(OPEN)
-@blueprint.doc(responses={200: {"description": "A script"}})
+@blueprint.doc(**_answers("A script", "text/javascript", type="string"))
 def docs_start() -> ResponseReturnValue:
     """The page's script"""
     return Response(_START, mimetype="text/javascript")
@@ -118,7 +139,7 @@ def docs_asset(name: str) -> ResponseReturnValue:
 
 @blueprint.route("/.well-known/jwks.json")
 @door(OPEN)
-@blueprint.doc(responses={200: {"description": "A JSON Web Key Set (RFC 7517)"}})
+@blueprint.doc(**_answers("A JSON Web Key Set (RFC 7517)", type="object", required=["keys"]))
 def key_set() -> ResponseReturnValue:
     """The public keys that signed answers verify against"""
     return jsonify(jws.jwks({vault.key_id(): vault.signing_key().public_key()}))

@@ -212,7 +212,10 @@ class CancelledRedemption(MethodView):
 class VoucherQr(MethodView):
     @door(RESIDENT)
     @refuses("not_acceptable")
-    @blueprint.response(200, description="A QR code that lives 60 seconds", content_type=SVG)
+    @blueprint.response(200, description="A QR code that lives 60 seconds")
+    @blueprint.doc(
+        responses={200: {"content": {kind: {"schema": {"type": "string"}} for kind in (SVG, PNG)}}}
+    )
     def get(self, voucher_id: str) -> Response:
         """A fresh QR code of my voucher, SVG or PNG by the Accept header"""
         voucher = vouchers.get(voucher_id)

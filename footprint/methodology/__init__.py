@@ -1,11 +1,14 @@
 """The resident methodology as versioned data, and the loader that refuses a bad file.
 
-A version is one TOML file beside this module. A new behaviour of a known formula kind is a table in
-it and needs no code. Loading checks everything and names file, behaviour and field when it refuses.
+A version is one TOML file: those beside this module ship with the product, others are published by
+operators and come from the provider the process installs. A new behaviour of a known formula kind
+is a table in it and needs no code. Loading checks everything and names file, behaviour and field
+when it refuses.
 """
 
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal, InvalidOperation
@@ -28,6 +31,12 @@ EVIDENCE_CLASSES = ("A", "B", "C", "D")
 TRIP_FORMULA = "distance"
 CLAIM_SCOPES = ("resident", "day", "month", "billing_month")
 BEHAVIOURS_MAX = 500
+# Far above anything meant, and small enough that no product of two leaves 64 bits or a calendar.
+NUMBER_MAX = 10**9
+DAYS_MAX = 36_500
+YEARS = (2000, 2199)
+_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 T = TypeVar("T")
 
@@ -162,22 +171,37 @@ class _Table:
         value = self.rest.pop(field, default)
         if value is None:
             raise self.wrong(field, "is missing")
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        # A bool is an int and a datetime is a date, and neither is meant.
+        if not isinstance(value, kind) or (kind in (int, date) and type(value) is not kind):
             raise self.wrong(field, f"must be {kind.__name__}, not {value!r}")
         return value
 
-    def natural(self, field: str) -> int:
+    def matching(self, field: str, pattern: re.Pattern[str]) -> str:
+        value = self.take(field, str)
+        if not pattern.fullmatch(value):
+            raise self.wrong(field, f"must match {pattern.pattern}, not {value!r}")
+        return value
+
+    def day(self, field: str) -> date:
+        value = self.take(field, date)
+        if not YEARS[0] <= value.year <= YEARS[1]:
+            raise self.wrong(field, f"must lie in the years {YEARS[0]} to {YEARS[1]}")
+        return value
+
+    def natural(self, field: str, most: int = NUMBER_MAX) -> int:
         value = self.take(field, int)
         if value < 0:
             raise self.wrong(field, "must not be negative")
+        if value > most:
+            raise self.wrong(field, f"must not exceed {most}")
         return value
 
     def maybe_natural(self, field: str) -> int | None:
         return self.natural(field) if field in self.rest else None
 
-    def positive(self, field: str) -> int:
-        value = self.take(field, int)
-        if value <= 0:
+    def positive(self, field: str, most: int = NUMBER_MAX) -> int:
+        value = self.natural(field, most)
+        if value == 0:
             raise self.wrong(field, "must be above zero")
         return value
 
@@ -224,7 +248,8 @@ def load(text: str, name: str) -> Methodology:
     """
     try:
         top = _Table(name, tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    # Beside its own error, the parser lets through those of endless numbers and endless nesting.
+    except (ValueError, RecursionError) as error:
         raise MethodologyError(f"{name}: is not TOML: {error}") from None
     overall, window = top.table("overall_day_cap"), top.table("window")
     tables = top.take("behaviour", list)
@@ -237,17 +262,17 @@ def load(text: str, name: str) -> Methodology:
             raise MethodologyError(f"{name}: {behaviour.code}: code: is listed twice")
         behaviours[behaviour.code] = behaviour
     methodology = Methodology(
-        version=top.take("version", str),
-        published=top.take("published", date),
-        valid_from=top.take("valid_from", date),
-        review_by=top.take("review_by", date),
-        grace=timedelta(days=top.positive("grace_days")),
+        version=top.matching("version", _VERSION),
+        published=top.day("published"),
+        valid_from=top.day("valid_from"),
+        review_by=top.day("review_by"),
+        grace=timedelta(days=top.positive("grace_days", DAYS_MAX)),
         overall_day_mg=overall.positive("grams") * 1_000,
         overall_dimensions=frozenset(overall.strings("dimensions", DIMENSIONS)),
         window=Window(
-            app=timedelta(days=window.positive("app_days")),
-            partner=timedelta(days=window.positive("partner_days")),
-            future=timedelta(minutes=window.positive("future_minutes")),
+            app=timedelta(days=window.positive("app_days", DAYS_MAX)),
+            partner=timedelta(days=window.positive("partner_days", DAYS_MAX)),
+            future=timedelta(minutes=window.positive("future_minutes", DAYS_MAX)),
         ),
         behaviours=behaviours,
     )
@@ -272,7 +297,7 @@ def _behaviour(name: str, number: int, raw: Any) -> Behaviour:
     names = table.table("name")
     day_grams = caps.maybe_natural("day_grams")
     behaviour = Behaviour(
-        code=table.take("code", str),
+        code=table.matching("code", _CODE),
         name={"zh": names.take("zh", str), "en": names.take("en", str)},
         dimension=table.one_of("dimension", DIMENSIONS),
         unit=table.take("unit", str),
@@ -287,7 +312,7 @@ def _behaviour(name: str, number: int, raw: Any) -> Behaviour:
             day_count=caps.maybe_natural("day_count"),
             month_count=caps.maybe_natural("month_count"),
         ),
-        maturity=timedelta(hours=table.natural("maturity_hours")),
+        maturity=timedelta(hours=table.natural("maturity_hours", DAYS_MAX)),
         accepts=frozenset(table.strings("accepts", EVIDENCE_CLASSES)),
         enabled=table.take("enabled", bool, True),
         bank_grade=table.take("bank_grade", bool, True),
@@ -306,7 +331,7 @@ def _behaviour(name: str, number: int, raw: Any) -> Behaviour:
         nets=frozenset(table.strings("nets")),
         amount_fen_min=table.maybe_positive("amount_fen_min"),
         categories=table.strings("categories"),
-        derivation=table.take("derivation", dict, {}),
+        derivation=_texts(table),
         evidence_text=table.take("evidence_text", str),
         rules_text=table.take("rules_text", str),
         source=table.take("source", str),
@@ -320,6 +345,14 @@ def _behaviour(name: str, number: int, raw: Any) -> Behaviour:
     if behaviour.formula == "capped_steps" and behaviour.step_limit is None:
         raise table.wrong("step_limit", "is missing")
     return behaviour
+
+
+def _texts(table: _Table) -> dict[str, str]:
+    """The shown derivation: any names, texts only."""
+    shown = table.take("derivation", dict, {})
+    if not all(isinstance(value, str) for value in shown.values()):
+        raise table.wrong("derivation", "must hold texts only")
+    return shown
 
 
 def _claim(table: _Table) -> ClaimRule | None:
@@ -337,11 +370,39 @@ def _claim(table: _Table) -> ClaimRule | None:
 
 
 @lru_cache(maxsize=1)
+def _files() -> dict[str, str]:
+    """The files that ship with the product, by name."""
+    return {file.name: file.read_text(encoding="utf-8") for file in sorted(_HERE.glob("*.toml"))}
+
+
+@lru_cache(maxsize=1)
 def shipped() -> tuple[Methodology, ...]:
     """Every version that ships with the product, oldest first."""
-    files = sorted(_HERE.glob("*.toml"))
-    versions = [load(file.read_text(encoding="utf-8"), file.name) for file in files]
+    versions = [load(text, name) for name, text in _files().items()]
     return tuple(sorted(versions, key=lambda version: version.valid_from))
+
+
+def shipped_text(version: str) -> str:
+    """The text of a version that ships with the product: what a draft begins from."""
+    return next(text for name, text in _files().items() if load(text, name).version == version)
+
+
+Provider = Callable[[], tuple[Methodology, ...]]
+_published: Provider = tuple
+
+
+def install(provider: Provider) -> None:
+    """Let `provider` say which versions operators have published; this room knows no store."""
+    global _published
+    _published = provider
+
+
+def known() -> tuple[Methodology, ...]:
+    """Every version, shipped or published, oldest first."""
+    published = _published()
+    if not published:
+        return shipped()
+    return tuple(sorted((*shipped(), *published), key=lambda version: version.valid_from))
 
 
 def in_force(on: date) -> Methodology:
@@ -350,19 +411,18 @@ def in_force(on: date) -> Methodology:
     A day before the first version has none of its own; the first one answers, because such a day is
     long outside every window and only its plausibility is ever judged.
     """
-    applicable = [version for version in shipped() if version.valid_from <= on]
-    return applicable[-1] if applicable else shipped()[0]
+    versions = known()
+    applicable = [version for version in versions if version.valid_from <= on]
+    return applicable[-1] if applicable else versions[0]
 
 
 def version(name: str) -> Methodology:
     """A version by its name, as an activity recorded it."""
-    return next(found for found in shipped() if found.version == name)
+    return next(found for found in known() if found.version == name)
 
 
 def dimension_of(code: str) -> str:
     """The dimension of a behaviour, from the newest version that lists it."""
     return next(
-        found.behaviours[code].dimension
-        for found in reversed(shipped())
-        if code in found.behaviours
+        found.behaviours[code].dimension for found in reversed(known()) if code in found.behaviours
     )

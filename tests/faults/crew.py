@@ -4,16 +4,33 @@ import json
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 KILLED = {"signal": int(signal.SIGKILL)}
 
 
+class Death(NamedTuple):
+    """Die by SIGKILL `before` or `after` the n-th call of `package.module:function`."""
+
+    at: str
+    when: str
+    nth: int = 1
+
+    def __str__(self) -> str:
+        """For the ids of parametrized tests."""
+        return f"{self.when}-{self.at.split(':')[1]}" + (f"-{self.nth}" if self.nth > 1 else "")
+
+
 class Crew:
-    """Processes that work on the same database as the test. Use it as a context."""
+    """Processes that work on the same database as the test. Use it as a context.
+
+    `shift` is how far their clocks are moved, as `clock.travel` moves the test's own.
+    """
 
     def __init__(self, mongodb_uri: str) -> None:
+        self.shift = timedelta(0)
         zygote = Path(__file__).with_name("zygote.py")
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", str(zygote), mongodb_uri],
@@ -30,15 +47,16 @@ class Crew:
 
     def start(self, *jobs: dict[str, Any]) -> list[int]:
         """Fork a process for each job; they begin together. Returns their ids."""
-        pids: list[int] = self._say({"start": jobs})
+        shift_s = self.shift.total_seconds()
+        pids: list[int] = self._say({"start": [{"shift_s": shift_s, **one} for one in jobs]})
         return pids
 
     def wait(self, pids: list[int]) -> list[dict[str, Any]]:
         ends: list[dict[str, Any]] = self._say({"wait": pids})
         return ends
 
-    def run(self, call: str, die: tuple[str, str] | None = None, **args: Any) -> dict[str, Any]:
-        """Run one scenario to its end; `die` is (`package.module:function`, before or after)."""
+    def run(self, call: str, die: Death | None = None, **args: Any) -> dict[str, Any]:
+        """Run one scenario to its end, or to its death."""
         return self.wait(self.start(job(call, die, **args)))[0]
 
     def _say(self, wanted: dict[str, Any]) -> Any:
@@ -49,8 +67,8 @@ class Crew:
         return json.loads(self._process.stdout.readline())
 
 
-def job(call: str, die: tuple[str, str] | None = None, **args: Any) -> dict[str, Any]:
+def job(call: str, die: Death | None = None, **args: Any) -> dict[str, Any]:
     made: dict[str, Any] = {"call": call, "args": args}
     if die is not None:
-        made["die"] = {"at": die[0], "when": die[1]}
+        made["die"] = die._asdict()
     return made

@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from accounting import book, clock
+from accounting import book, clock, links
 from accounting.book import Ask, Decision, Head, Line
 from accounting.errors import AccountBusy
+from footprint import reviews
 from footprint.rules import Report
 from integrations import imports
-from points import crediting, feed
+from points import crediting, deciding, feed
 from rewards import catalogue, redemptions, vouchers
 
 
@@ -50,6 +51,11 @@ def report(
     return [activity.status, activity.mg, activity.points, fresh]
 
 
+def credit_parked(resident: str, link_id: str) -> int:
+    found = links.of_resident(resident, before=None, limit=100)
+    return feed.credit_parked(next(link for link in found if link.id == link_id))
+
+
 def redeem(resident: str, key: str, reward_id: str, quantity: int = 1) -> str:
     return redemptions.redeem(resident, key, reward_id, quantity).state
 
@@ -67,13 +73,19 @@ def scan(voucher_id: str, store_id: str, terminal_ref: str) -> str:
     ).status
 
 
-def run_import(job_id: str) -> str:
+def decide(queue: str, review_id: str, accept: bool, reason: str, by: str) -> str:
+    decision = reviews.Decision(accept, reason, by)
+    return deciding.decide(reviews.get(queue, review_id), decision).status
+
+
+def run_import(job_id: str, chunk_rows: int) -> str:
+    imports.CHUNK_ROWS = chunk_rows
     job = imports.run(job_id, bus_rows)
     assert job is not None
     return job.state
 
 
-def bus_rows(partner_id: str, raw: Sequence[dict[str, Any]]) -> list[imports.RowResult]:
+def bus_rows(_kind: str, partner_id: str, raw: Sequence[dict[str, Any]]) -> list[imports.RowResult]:
     """Take rows of bus rides through the feed, as the worker does behind the row schema."""
     rows = [
         feed.Row(
@@ -100,9 +112,11 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         deposit,
         deposit_for_ever,
         report,
+        credit_parked,
         redeem,
         cancel,
         scan,
+        decide,
         run_import,
     )
 }

@@ -1,0 +1,120 @@
+"""Work over the whole city that an operator starts: each kind is one job."""
+
+from typing import Any
+
+import marshmallow as ma
+from flask.views import MethodView
+from marshmallow import fields, validate
+
+from accounting import audit, walks
+from api import tasks
+from api.idempotency import idempotent
+from api.numbers import Schema
+from api.openapi import Blueprint, refuses
+from api.reports import MONTH
+from api.security import OPERATOR, caller, door
+from api.views.methodology import (
+    TEXT_CHARS_MAX,
+    location_of,
+    month_of_preview,
+    one_is_enough,
+    queue_preview,
+)
+from footprint import preview, summaries, versions
+from points import restating
+
+# By kind: the fields it needs, and those it may have besides.
+FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    restating.KIND: (frozenset({"methodology", "month"}), frozenset({"reason"})),
+    preview.KIND: (frozenset({"draft"}), frozenset({"month"})),
+    summaries.KIND: (frozenset(), frozenset()),
+}
+
+blueprint = Blueprint("operator_jobs", __name__, description="Work over the whole city")
+
+
+class JobRequest(Schema):
+    """`restate` needs `methodology` and `month`, `preview` a `draft`, `projections` nothing."""
+
+    kind = fields.String(required=True, validate=validate.OneOf(list(FIELDS)))
+    methodology = fields.String(validate=validate.Length(1, 64))
+    month = fields.String(validate=MONTH)
+    reason = fields.String(
+        validate=validate.Length(1, 500), metadata={"description": "Residents read it."}
+    )
+    draft = fields.String(validate=validate.Length(1, TEXT_CHARS_MAX))
+
+    @ma.validates_schema(skip_on_field_errors=True)
+    def fits_kind(self, data: dict[str, Any], **_: Any) -> None:
+        needed, allowed = FIELDS[data["kind"]]
+        given = data.keys() - {"kind"}
+        wrong = {name: ["Missing data for required field."] for name in needed - given}
+        wrong |= {name: ["Unknown field."] for name in given - needed - allowed}
+        if wrong:
+            raise ma.ValidationError(wrong)
+
+
+class QueuedJobAnswer(ma.Schema):
+    job_id = fields.String(required=True)
+    needs_approval = fields.Boolean(required=True)
+
+
+@blueprint.route("/v1/operator/jobs")
+class OperatorJobs(MethodView):
+    @door(OPERATOR)
+    @blueprint.arguments(JobRequest)
+    @idempotent()
+    @blueprint.response(202, QueuedJobAnswer)
+    def post(self, wanted: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
+        """Start work over the whole city; `GET /v1/jobs/{id}` says how far it is
+
+        A restatement waits until another operator has approved it.
+        """
+        job_id, needs_approval = START[wanted["kind"]](wanted)
+        return (
+            {"job_id": job_id, "needs_approval": needs_approval},
+            202,
+            location_of(job_id),
+        )
+
+
+@blueprint.route("/v1/operator/jobs/<job_id>/approve")
+class ApprovedJob(MethodView):
+    @door(OPERATOR)
+    @refuses("second_operator_needed")
+    @idempotent()
+    @blueprint.response(202, QueuedJobAnswer)
+    def post(self, job_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
+        """Let another operator's restatement begin"""
+        run = restating.approve(job_id, caller().id, alone=one_is_enough())
+        tasks.nudge(tasks.run_job, run.id)
+        return {"job_id": run.id, "needs_approval": False}, 202, location_of(run.id)
+
+
+def _restate(wanted: dict[str, Any]) -> tuple[str, bool]:
+    run = restating.ask(
+        wanted["methodology"],
+        wanted["month"],
+        wanted.get("reason"),
+        caller().id,
+        alone=one_is_enough(),
+    )
+    if run.approved_by is None:
+        return run.id, True
+    tasks.nudge(tasks.run_job, run.id)
+    return run.id, False
+
+
+def _preview(wanted: dict[str, Any]) -> tuple[str, bool]:
+    versions.checked(wanted["draft"])
+    return queue_preview(wanted["draft"], month_of_preview(wanted.get("month"))).id, False
+
+
+def _projections(_: dict[str, Any]) -> tuple[str, bool]:
+    job = walks.queue(summaries.KIND, caller().id, {})
+    audit.note(caller().id, "projections asked for", job.id)
+    tasks.nudge(tasks.run_job, job.id)
+    return job.id, False
+
+
+START = {restating.KIND: _restate, preview.KIND: _preview, summaries.KIND: _projections}

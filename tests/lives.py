@@ -1,0 +1,46 @@
+"""Reporting what people did at times of the city, straight to the rules and the book."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from accounting import clock
+from footprint.activities import Activity
+from footprint.rules import Report
+from points import crediting
+
+_events = itertools.count()
+
+
+def city(text: str) -> datetime:
+    """An instant written in city time."""
+    return datetime.fromisoformat(text).replace(tzinfo=clock.CITY).astimezone(UTC)
+
+
+@contextmanager
+def at(text: str | datetime) -> Iterator[None]:
+    """The clock at a time of the city."""
+    instant = city(text) if isinstance(text, str) else text
+    with clock.travel(instant - clock.now()):
+        yield
+
+
+def did(
+    who: str,
+    behaviour: str,
+    quantity: object,
+    when: str | datetime,
+    *,
+    minutes: int | None = None,
+    evidence: str = "A",
+    **attributes: Any,
+) -> Activity:
+    """Report it now; returns what became of it."""
+    start = city(when) if isinstance(when, str) else when
+    end = start + timedelta(minutes=minutes) if minutes is not None else None
+    what = Report(behaviour, Decimal(str(quantity)), start, end, attributes)
+    event = f"event-{next(_events)}"
+    return crediting.report(who, what, source="city", event_id=event, evidence=evidence)[0]

@@ -1,0 +1,344 @@
+"""The personal grade: the policy's edges, what counts, and that it follows from the book.
+
+Cut-offs 50 and 100 kg, one behaviour at most 40 % of the raw total, at least 3 active months.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accounting import book, clock, grading, storage
+from accounting.grading import UNRATED, Policy, stand
+from footprint import grade
+from footprint.activities import Activity
+from footprint.rules import Report
+from points import crediting
+
+KG, DAY = 1_000_000, timedelta(days=1)
+ANNA = "res_anna"
+POLICY = grade.policy_on(date(2026, 5, 20))
+events = (f"event-{number}" for number in itertools.count())
+
+
+def three(kg: str) -> dict[str, int]:
+    """An amount over three behaviours, none of them above 40 %."""
+    mg = int(Decimal(kg) * KG)
+    return {"bus_km": mg // 3, "bike_km": mg // 3, "recycle_kg": mg - 2 * (mg // 3)}
+
+
+# The policy that ships.
+
+
+def test_the_policy_has_the_settled_numbers() -> None:
+    assert POLICY.version == "QZ-GRADE-2026.1"
+    assert POLICY.cut_offs == ((0, "light"), (50 * KG, "mid"), (100 * KG, "deep"))
+    assert (POLICY.months_back, POLICY.active_months_min, POLICY.gradings_below) == (12, 3, 2)
+    assert (POLICY.share_num, POLICY.share_den) == (40, 100)
+    assert grade.label(POLICY, "deep") == {"zh": "深绿", "en": "Deep green"}
+    assert grade.label(POLICY, UNRATED)["zh"] == "未评级"
+    assert grade.policy_named(POLICY.version) is POLICY
+
+
+# Pure arithmetic.
+
+
+@pytest.mark.parametrize(
+    ("kg", "expected", "below_mg", "next_mg", "next_grade"),
+    [
+        ("0.000003", "light", 3, 49_999_997, "mid"),
+        ("49.999", "light", 49_999_000, 1_000, "mid"),
+        ("49.999999", "light", 49_999_999, 1, "mid"),
+        ("50", "mid", 0, 50 * KG, "deep"),
+        ("99.999999", "mid", 49_999_999, 1, "deep"),
+        ("100", "deep", 0, None, None),
+        ("250", "deep", 150 * KG, None, None),
+    ],
+)
+def test_a_grade_holds_from_its_cut_off_on_to_the_milligram(
+    kg: str, expected: str, below_mg: int, next_mg: int | None, next_grade: str | None
+) -> None:
+    got = stand(POLICY, three(kg), 3)
+    assert (got.grade, got.margin_below_mg) == (expected, below_mg)
+    assert (got.to_next_mg, got.next_grade) == (next_mg, next_grade)
+    assert got.reduction_mg == got.counted_mg == Decimal(kg) * KG
+
+
+def test_104_7_kg_with_60_from_one_behaviour_count_less() -> None:
+    """The worked example of Wendeng's 104.7 kg, 60 of them by electric car."""
+    got = stand(POLICY, {"ev_km": 60_000_000, "bus_km": 30_000_000, "recycle_kg": 14_700_000}, 12)
+    # 40 % of 104.7 kg are 41.88 kg; 41.88 + 30 + 14.7 = 86.58 kg: mid, not deep.
+    assert (got.reduction_mg, got.counted_mg, got.grade) == (104_700_000, 86_580_000, "mid")
+    assert (got.margin_below_mg, got.to_next_mg) == (36_580_000, 13_420_000)
+
+
+def test_one_behaviour_alone_counts_forty_percent_rounded_down() -> None:
+    # floor(0.4 x 124,999,999) = 49,999,999: a milligram short of mid.
+    assert stand(POLICY, {"bus_km": 124_999_999}, 12).counted_mg == 49_999_999
+    assert stand(POLICY, {"bus_km": 124_999_999}, 12).grade == "light"
+    assert stand(POLICY, {"bus_km": 125 * KG}, 12).grade == "mid"
+
+
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "c", "d", "e"]), st.integers(0, 10**9), max_size=5)
+)
+def test_no_behaviour_counts_more_than_its_share_of_the_raw_total(amounts: dict[str, int]) -> None:
+    counted = POLICY.counted(amounts)
+    raw = sum(amounts.values())
+    for code, mg in counted.items():
+        assert mg == amounts[code] or 5 * mg <= 2 * raw < 5 * (mg + 1)
+        assert mg <= amounts[code]
+
+
+@pytest.mark.parametrize(("months", "expected"), [(0, UNRATED), (2, UNRATED), (3, "deep")])
+def test_under_three_active_months_nobody_is_rated(months: int, expected: str) -> None:
+    got = stand(POLICY, three("200"), months)
+    assert got.grade == expected
+    if expected == UNRATED:
+        assert (got.margin_below_mg, got.to_next_mg, got.next_grade) == (None, None, None)
+        assert got.counted_mg == 200 * KG
+
+
+def test_up_at_once_and_down_only_after_the_second_scheduled_grading_below() -> None:
+    up = stand(POLICY, three("100"), 12, held="light", below=1)
+    assert (up.grade, up.below) == ("deep", 0)
+    first = stand(POLICY, three("60"), 12, held="deep", below=0, scheduled=True)
+    assert (first.grade, first.below) == ("deep", 1)
+    # The margin shows how far below the grade held it lies.
+    assert first.margin_below_mg == -40 * KG
+    between = stand(POLICY, three("60"), 12, held="deep", below=first.below)
+    assert (between.grade, between.below) == ("deep", 1)
+    second = stand(POLICY, three("60"), 12, held="deep", below=first.below, scheduled=True)
+    assert (second.grade, second.below) == ("mid", 0)
+
+
+def test_one_good_grading_in_between_forgets_the_bad_one() -> None:
+    first = stand(POLICY, three("60"), 12, held="deep", scheduled=True)
+    good = stand(POLICY, three("100"), 12, held="deep", below=first.below, scheduled=True)
+    assert good.below == 0
+    again = stand(POLICY, three("60"), 12, held="deep", below=good.below, scheduled=True)
+    assert again.grade == "deep"
+
+
+def test_on_demand_a_grade_never_falls() -> None:
+    below = 0
+    for _ in range(5):
+        got = stand(POLICY, three("10"), 12, held="mid", below=below)
+        assert (got.grade, got.below) == ("mid", 0)
+        below = got.below
+
+
+def test_a_resident_who_falls_silent_falls_from_light_to_unrated_the_same_way() -> None:
+    first = stand(POLICY, three("5"), 2, held="light", scheduled=True)
+    assert (first.grade, first.below) == ("light", 1)
+    second = stand(POLICY, three("5"), 2, held="light", below=1, scheduled=True)
+    assert second.grade == UNRATED
+
+
+def test_the_first_grading_has_nothing_to_protect() -> None:
+    assert stand(POLICY, three("10"), 12, scheduled=True).grade == "light"
+    assert stand(POLICY, three("10"), 12, held=UNRATED).grade == "light"
+
+
+def test_another_policy_is_other_data_and_no_other_code() -> None:
+    strict = Policy(
+        version="T",
+        months_back=3,
+        cut_offs=((0, "grey"), (10, "green")),
+        share_num=1,
+        share_den=3,
+        active_months_min=1,
+        gradings_below=1,
+        labels={},
+    )
+    assert stand(strict, {"a": 10, "b": 20}, 1).counted_mg == 20
+    fall = stand(strict, {"a": 3}, 1, held="green", scheduled=True)
+    assert fall.grade == "grey"
+
+
+# From the book.
+
+
+def city(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=clock.CITY).astimezone(UTC)
+
+
+NOW = city("2026-05-20 12:00")
+
+
+@pytest.fixture
+def _noon(app: object) -> Iterator[None]:
+    with clock.travel(NOW - clock.now()):
+        yield
+
+
+from_the_book = pytest.mark.usefixtures("_noon")
+
+
+def tell(
+    behaviour: str, quantity: object, at: str, *, evidence: str = "A", **attributes: Any
+) -> Activity:
+    what = Report(behaviour, Decimal(str(quantity)), city(at), None, attributes)
+    return crediting.report(
+        ANNA, what, source="partner:x", event_id=next(events), evidence=evidence
+    )[0]
+
+
+def a_year() -> list[Activity]:
+    """Four months: 80.7 kg of recyclables, 24 kg of charging, 5.38 kg by bus. 110.08 kg in all."""
+    told = [tell("recycle_kg", 20, f"2026-0{month}-10 10:00") for month in (2, 3, 4)]
+    for month, day in itertools.product((2, 3, 4), (11, 12)):
+        # 8.403361 kWh are 4,000 g, the day's cap.
+        told.append(tell("ev_charge_kwh", 9, f"2026-0{month}-{day} 10:00", vehicle=f"{month}{day}"))
+    told += [tell("bus_km", 50, f"2026-05-{day:02d} 10:00") for day in (1, 2, 3, 4)]
+    return told
+
+
+@from_the_book
+def test_a_grade_is_what_the_entries_of_thirteen_months_say() -> None:
+    a_year()
+    got = grade.grade_now(ANNA)
+    # recycle 3 x 26.9 = 80.7; charge 6 x 4 = 24; bus 4 x 1.345 = 5.38; raw 110.08.
+    assert got.by_behaviour == {
+        "bus_km": 5_380_000,
+        "ev_charge_kwh": 24_000_000,
+        "recycle_kg": 80_700_000,
+    }
+    assert got.standing.reduction_mg == 110_080_000
+    # 40 % of 110.08 are 44.032; 44.032 + 24 + 5.38 = 73.412 kg.
+    assert (got.standing.counted_mg, got.standing.grade) == (73_412_000, "mid")
+    assert got.by_dimension == {"green_life": 44_032_000, "green_travel": 29_380_000}
+    assert (got.standing.active_months, got.months_covered) == (4, 13)
+    assert (got.first_month, got.last_month) == ("2025-05", "2026-05")
+    assert got.valid_until == date(2026, 6, 30)
+    assert got.share_ab == (110_080_000, 110_080_000)
+
+
+def from_raw_entries(first: date, last: date) -> tuple[Counter[str], set[str]]:
+    """The inputs once more, straight from the entries and the definition."""
+    by_behaviour: Counter[str] = Counter()
+    by_month: Counter[tuple[str, str]] = Counter()
+    for entry in book.entries(ANNA):
+        counts = entry.refs.get("bank_grade") and entry.refs["evidence"] in "AB"
+        if counts and entry.cap_day and first.isoformat() <= entry.cap_day <= last.isoformat():
+            by_behaviour[entry.refs["behaviour"]] += entry.amount("co2e_mg", "reduction")
+            by_month[entry.cap_day[:7], entry.refs["behaviour"]] += entry.refs["mg"]
+    return +by_behaviour, {month for (month, _), mg in by_month.items() if mg}
+
+
+@from_the_book
+def test_a_grade_equals_its_recomputation_from_the_raw_entries() -> None:
+    told = a_year()
+    tell("walk_steps", 18_000, "2026-05-05 10:00")
+    tell("mobile_pay_offline", 3, "2026-01-05 10:00", amount_fen=100)
+    for activity in (told[0], told[5], told[-1]):
+        crediting.reverse(activity, reason="x", by="operator")
+    got = grade.grade_now(ANNA)
+    amounts, months = from_raw_entries(date(2025, 5, 1), date(2026, 5, 20))
+    assert Counter(got.by_behaviour) == amounts
+    expected = stand(POLICY, amounts, len(months))
+    assert got.standing == expected
+    assert got.standing.active_months == 5
+
+
+@from_the_book
+def test_health_data_and_self_declared_activities_never_count_for_a_bank() -> None:
+    tell("walk_steps", 18_000, "2026-05-05 10:00")
+    tell("walk_steps", 18_000, "2026-05-06 10:00", evidence="B")
+    tell("hospital_booking", 1, "2026-05-05 10:00")
+    tell("car_stop_day", 1, "2026-05-05 00:00", evidence="C", vehicle="v")
+    tell("bike_km", 5, "2026-05-07 10:00", evidence="D")
+    got = grade.grade_now(ANNA)
+    assert got.by_behaviour == {}
+    assert (got.standing.reduction_mg, got.standing.grade) == (0, UNRATED)
+    # 296 + 296 + 277 + 2,396 g were credited all the same.
+    assert book.head(ANNA).after["lifetime_mg"] == 3_265_000
+    assert got.share_ab == (0, 3_265_000)
+    tell("bike_km", 5, "2026-05-08 10:00", evidence="B")
+    assert grade.grade_now(ANNA).by_behaviour == {"bike_km": 243_500}
+
+
+@from_the_book
+def test_a_reversal_lowers_what_counts_at_once() -> None:
+    told = a_year()
+    assert grade.grade_now(ANNA).standing.counted_mg == 73_412_000
+    crediting.reverse(told[0], reason="empty boxes", by="operator")
+    got = grade.grade_now(ANNA)
+    # 53.8 + 24 + 5.38 = 83.18; 40 % are 33.272; 33.272 + 24 + 5.38 = 62.652.
+    assert (got.standing.reduction_mg, got.standing.counted_mg) == (83_180_000, 62_652_000)
+    crediting.reverse(told[1], reason="empty boxes", by="operator")
+    got = grade.grade_now(ANNA)
+    # 26.9 + 24 + 5.38 = 56.28; 40 % are 22.512; 22.512 + 22.512 + 5.38 = 50.404.
+    assert (got.standing.counted_mg, got.standing.grade) == (50_404_000, "mid")
+    crediting.reverse(told[2], reason="empty boxes", by="operator")
+    got = grade.grade_now(ANNA)
+    # 24 + 5.38 = 29.38; 40 % are 11.752; 11.752 + 5.38 = 17.132: below, but not yet twice.
+    assert (got.standing.counted_mg, got.standing.grade) == (17_132_000, "mid")
+    assert got.standing.margin_below_mg == 17_132_000 - 50 * KG
+
+
+@from_the_book
+def test_a_month_whose_only_activity_was_taken_back_is_not_active() -> None:
+    told = a_year()
+    assert grade.grade_now(ANNA).standing.active_months == 4
+    for activity in told[-4:]:
+        crediting.reverse(activity, reason="x", by="operator")
+    assert grade.grade_now(ANNA).standing.active_months == 3
+
+
+@from_the_book
+def test_a_day_leaves_the_window_with_its_month() -> None:
+    a_year()
+    # On 28 February 2027 the window begins in February 2026; on 1 March in March 2026.
+    with clock.travel(city("2027-02-28 23:59:59") - clock.now()):
+        assert grade.grade_now(ANNA).standing.reduction_mg == 110_080_000
+    with clock.travel(city("2027-03-01 00:00:00") - clock.now()):
+        got = grade.grade_now(ANNA)
+        # February's 26.9 + 8 are gone.
+        assert (got.first_month, got.standing.reduction_mg) == ("2026-03", 75_180_000)
+
+
+@from_the_book
+def test_grading_again_keeps_the_snapshot_until_something_changes() -> None:
+    told = a_year()
+    first = grade.grade_now(ANNA)
+    assert grade.grade_now(ANNA) == first
+    assert first.number == 1
+    crediting.reverse(told[-1], reason="x", by="operator")
+    second = grade.grade_now(ANNA)
+    assert second.number == 2
+    # A new month is a new grading, although the activities are the same.
+    with clock.travel(15 * DAY):
+        third = grade.grade_now(ANNA)
+    assert (third.number, third.valid_until) == (3, date(2026, 7, 31))
+    newest = grade.history(ANNA, before=None, limit=9)
+    assert [one.number for one in newest] == [3, 2, 1]
+    assert newest[2] == first
+    assert grade.history(ANNA, before=3, limit=1) == [second]
+
+
+@from_the_book
+def test_eight_gradings_at_once_leave_one_snapshot() -> None:
+    a_year()
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda _: grade.grade_now(ANNA), range(8)))
+    assert {one.number for one in got} == {1}
+    assert storage.database()["grades"].count_documents({}) == 1
+
+
+@from_the_book
+def test_a_resident_without_anything_is_unrated() -> None:
+    got = grade.grade_now("res_nobody")
+    assert (got.standing.grade, got.by_behaviour, got.share_ab) == (UNRATED, {}, (0, 0))
+
+
+def test_the_names_of_the_grades_are_in_the_order_of_their_rank() -> None:
+    assert [POLICY.rank(name) for name in (UNRATED, "light", "mid", "deep")] == [-1, 0, 1, 2]
+    assert grading.UNRATED == "unrated"
