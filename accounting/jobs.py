@@ -16,7 +16,10 @@ from accounting import clock, storage
 from accounting.ids import new_id
 
 QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
-LEASE = timedelta(minutes=2)
+# Longer than a chunk takes; renewed with each. A dead worker's job rests this long.
+LEASE = timedelta(minutes=1)
+# Tries without progress after which a job is given up: what fails five times fails again.
+TRIES_MAX = 5
 # The lease of a job that waits for an approval: no worker takes it, no sweep finds it.
 HELD_UNTIL = datetime(9999, 1, 1, tzinfo=UTC)
 SWEEP_MAX = 100
@@ -39,6 +42,7 @@ class JobDocument(me.Document):
     started_at = me.DateTimeField()
     finished_at = me.DateTimeField()
     leased_until = me.DateTimeField(required=True)
+    tries = me.IntField(required=True)
 
     meta = {
         "collection": "jobs",
@@ -92,6 +96,7 @@ class Job:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     leased_until: datetime = field(default_factory=clock.now)
+    tries: int = 0
 
     @property
     def progress(self) -> int:
@@ -160,7 +165,7 @@ def release(job_id: str) -> None:
 
 
 def take(job_id: str) -> Job | None:
-    """Become the worker of a job; None when it is finished or another has it."""
+    """Become the worker of a job; None when it is finished, given up, or another has it."""
     now = clock.now()
     found = _jobs().find_one_and_update(
         {"_id": job_id, "state": {"$in": [QUEUED, RUNNING]}, "leased_until": {"$lte": now}},
@@ -170,12 +175,19 @@ def take(job_id: str) -> Job | None:
                     "state": RUNNING,
                     "leased_until": now + LEASE,
                     "started_at": {"$ifNull": ["$started_at", now]},
+                    "tries": {"$add": ["$tries", 1]},
                 }
             }
         ],
         return_document=True,
     )
-    return _job(found) if found else None
+    if found is None:
+        return None
+    job = _job(found)
+    if job.tries > TRIES_MAX:
+        fail(job, f"It stopped {TRIES_MAX} times after row {job.done}. Tell us the job id.")
+        return None
+    return job
 
 
 def advance(job: Job, done: int, bytes_done: int, counts: dict[str, int]) -> bool:
@@ -188,6 +200,7 @@ def advance(job: Job, done: int, bytes_done: int, counts: dict[str, int]) -> boo
                 "bytes_done": bytes_done,
                 "counts": counts,
                 "leased_until": clock.now() + LEASE,
+                "tries": 0,
             }
         },
     )

@@ -56,6 +56,7 @@ def _counted_bill(one: BillTaken) -> RowResult:
     if not one.fresh:
         return RowResult("duplicate")
     status = one.bill.outcome(clock.now()).status
+    status = "credited" if status == "capped" else status
     return RowResult(status if status in COUNTS else "recorded")
 
 

@@ -223,9 +223,22 @@ def _fingerprint(streamed: bool) -> str:
     elif request.is_json and request.get_data(cache=True):
         value = read_json(request.get_data(cache=True))
         content = json.dumps(value, sort_keys=True, default=str).encode()
+    elif request.mimetype == "multipart/form-data":
+        content = _form_content()
     else:
         content = request.get_data(cache=True)
     return hashlib.sha256(request.query_string + b"\0" + content).hexdigest()
+
+
+def _form_content() -> bytes:
+    """What a form says, without the boundary, which a client makes anew for every try."""
+    # Read before it is parsed, so that the view can read it again.
+    request.get_data(cache=True)
+    parts = [f"{name}={value}" for name, value in sorted(request.form.items(multi=True))]
+    for name, file in sorted(request.files.items(multi=True), key=lambda part: part[0]):
+        parts.append(f"{name}:{hashlib.sha256(file.stream.read()).hexdigest()}")
+        file.stream.seek(0)
+    return "\0".join(parts).encode()
 
 
 def _records() -> Any:

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from base64 import b64encode
 from collections import deque
@@ -88,9 +89,9 @@ def up(
     if demo and not settings.is_loopback(host):
         raise ConfigError(f"--demo listens on loopback only: --host {host} is not")
     try:
-        with _stop_signals(), ExitStack() as parts:
+        with _stop_signals() as stop_asked, ExitStack() as parts:
             watched = _start(parts, data_dir, host, port, demo, env, say)
-            _watch(watched, say)
+            _watch(watched, stop_asked, say)
     except _Stopped:
         say("Stopped.")
 
@@ -169,18 +170,24 @@ def _start(
 
 
 @contextmanager
-def _stop_signals() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into `_Stopped`; later ones do nothing."""
+def _stop_signals() -> Iterator[threading.Event]:
+    """Turn the first SIGINT, SIGTERM or SIGHUP into `_Stopped`; later ones do nothing.
+
+    The event is set as well: an exception out of a signal handler is lost where Python cannot
+    raise it (a finalizer, a callback from C), and the stop must not be lost with it.
+    """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    asked = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> NoReturn:
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)
+        asked.set()
         raise _Stopped
 
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -501,12 +508,13 @@ class _Watched:
         say(f"{child.name} stopped ({_exit(child)}); starting it again in {delay:g} s")
 
 
-def _watch(watched: list[_Watched], say: Say) -> NoReturn:
-    """Look after the children until `_Stopped` comes or one of them is beyond help."""
-    while True:
+def _watch(watched: list[_Watched], stop_asked: threading.Event, say: Say) -> None:
+    """Look after the children until a stop is asked for or one of them is beyond help."""
+    while not stop_asked.is_set():
         for each in watched:
             each.look(time.monotonic(), say)
         time.sleep(WATCH_SECONDS)
+    raise _Stopped
 
 
 def _exit(child: Child) -> str:

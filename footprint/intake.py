@@ -35,7 +35,8 @@ def fact_of(
     """The fact to store for one report: assessed, with everything external as keyed hashes.
 
     `subject` is what else the source said: whom it named, what evidence it claimed. It is part of
-    what was asked; the evidence class is our answer and may differ on a retry. A row that was parked before brings the id it was answered with.
+    what was asked; the evidence class is our answer and may differ on a retry. A row that was
+    parked before brings the id it was answered with.
     """
     rules_now = methodology.in_force(clock.city_day(report.start))
     behaviour = rules_now.behaviours[report.behaviour]

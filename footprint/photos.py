@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import book, clock, storage, vault
+from accounting import clock, storage, vault
 from accounting.errors import AccountBusy, DomainError
 from accounting.ids import new_id
 from footprint import methodology, reviews
@@ -119,16 +119,11 @@ def _collection() -> "Collection[storage.Doc]":
 
 
 def awaiting(fact: Activity) -> Activity:
-    """The fact as it waits for its photos, where its behaviour accepts a reviewed photo.
-
-    That it came with a photo is part of what was asked, so it is part of the fingerprint.
-    """
+    """The fact as it waits for its photos, where its behaviour accepts a reviewed photo."""
     behaviour = methodology.version(fact.methodology).behaviours[fact.behaviour]
     if CLASS not in behaviour.accepts or fact.reasons != ("evidence_not_accepted",):
         return fact
-    return replace(
-        fact, reasons=(AWAITING,), fingerprint=book.fingerprint(fact.fingerprint, "photo")
-    )
+    return replace(fact, reasons=(AWAITING,))
 
 
 def add(activity: Activity, upload: bytes, taken_at: datetime | None) -> tuple[Photo, bool]:

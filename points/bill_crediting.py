@@ -135,7 +135,7 @@ def _post_share(bill: Bill, resident: str) -> Entry:
         _ask(bill, resident, "earn", _key(bill, resident)),
         lambda head, now: _decide(bill, head, now),
     ).entry
-    after_mg = entry.after["lifetime_mg"]
+    after_mg = entry.after.get("lifetime_mg", 0)
     milestones.record(resident, after_mg - entry.refs["mg"], after_mg)
     return entry
 

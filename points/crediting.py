@@ -104,7 +104,7 @@ def credit(activity: Activity, key: str, overruling: Overruling | None = None) -
     if entry.refs["counted"] == 0:
         # Nothing was credited for it, so somebody else may have it.
         claims.release(activity.id)
-    after_mg = entry.after["lifetime_mg"]
+    after_mg = entry.after.get("lifetime_mg", 0)
     milestones.record(activity.resident, after_mg - entry.refs["mg"], after_mg)
     return activities.settle(activity, _outcome(activity, entry))
 

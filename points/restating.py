@@ -177,7 +177,7 @@ def restate(resident: str, order: Restatement) -> Entry | None:
         ),
         lambda head, now: _decide(plan, order, head, now),
     ).entry
-    after_mg = entry.after["lifetime_mg"]
+    after_mg = entry.after.get("lifetime_mg", 0)
     milestones.record(resident, after_mg - entry.refs["mg"], after_mg)
     return entry
 

@@ -169,7 +169,6 @@ def test_the_same_event_again_gives_the_first_activity_and_no_second_effect() ->
         {"behaviour": "metro_km"},
         {"at": "2026-05-20 08:00:00.001"},
         {"minutes": 18},
-        {"evidence": "B"},
         {"line": "2"},
     ],
 )
@@ -180,6 +179,13 @@ def test_the_same_event_id_with_other_content_is_a_conflict(other: dict[str, Any
         tell(**{**said, **other})
     assert refused.value.facts == {"source_event_id": "one"}
     assert book.head(ANNA).seq == 1
+
+
+def test_a_retry_that_is_attested_otherwise_is_the_same_report() -> None:
+    """The class is what the city makes of the evidence, not what the phone said happened."""
+    first = tell("bike_km", 3, event="one", evidence="B")
+    again = tell("bike_km", 3, event="one", evidence="D")
+    assert (again.id, again.evidence, again.mg) == (first.id, "B", 146_100)
 
 
 def test_two_residents_may_use_the_same_event_id() -> None:

@@ -443,3 +443,23 @@ def test_a_worker_that_was_overtaken_stops() -> None:
     now = jobs.get(job.id)
     assert now is not None
     assert (now.done, now.counts) == (200, {"credited": 200})
+
+
+def test_a_job_that_fails_at_the_same_rows_again_and_again_is_given_up() -> None:
+    data = io.BytesIO(b'{"a": 1}\n')
+    job = imports.store("activities", PARTNER, data, media_type=NDJSON, gzipped=False)
+
+    def broken(_kind: str, _owner: str, _rows: Sequence[dict[str, Any]]) -> list[RowResult]:
+        raise RuntimeError("a bug in one row")
+
+    for number in range(jobs.TRIES_MAX):
+        with clock.travel(LEASE_OVER * number):
+            with pytest.raises(RuntimeError, match="a bug in one row"):
+                imports.run(job.id, broken)
+            assert imports.run(job.id, broken) is None, "the lease of this try still runs"
+    with clock.travel(LEASE_OVER * jobs.TRIES_MAX):
+        assert imports.run(job.id, broken) is None
+    ended = jobs.get(job.id)
+    assert ended is not None
+    said = "It stopped 5 times after row 0. Tell us the job id."
+    assert (ended.state, ended.failure) == (jobs.FAILED, said)

@@ -165,6 +165,22 @@ def test_the_same_photo_again_is_the_first_one(me: Caller) -> None:
     assert keyed.status_code == 201
 
 
+def test_a_form_under_a_key_is_the_same_request_whatever_its_boundary(me: Caller) -> None:
+    activity, content = stop_day(me), picture()
+    path = f"/v1/activities/{activity['id']}/photos"
+
+    def send(boundary: str, picture: bytes) -> Any:
+        kind = f"multipart/form-data; boundary={boundary}"
+        form = {"photo": (BytesIO(picture), "a.jpg")}
+        return me.post(path, data=form, content_type=kind, key="f1")
+
+    first = send("one", content)
+    again = send("two", content)
+    assert (again.status_code, again.get_json()) == (201, first.get_json())
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert said(send("one", picture())) == (422, "idempotency_key_reused")
+
+
 def test_only_the_picture_is_kept_upright_and_encrypted(me: Caller, operator: Caller) -> None:
     activity = stop_day(me)
     original = telling_picture()
@@ -580,3 +596,20 @@ def test_a_decision_on_a_bill_survives_a_kill(
         assert [entry.refs["mg"] for entry in book.entries(who)] == [SHARE_MG]
     assert date(2026, 4, 30) == bills.by_id(empty_looking.id).period_end
     assert len(audit.AuditDocument.objects(subject=empty_looking.id)) == 1
+
+
+def test_the_queue_and_the_sweep_read_from_indexes_in_order(app: Flask) -> None:
+    rows = storage.database()["reviews"]
+    after = {
+        "$or": [{"due_on": {"$gt": "2026-06-09"}}, {"due_on": "2026-06-09", "_id": {"$gt": "r"}}]
+    }
+    for wanted, order in (
+        ({"queue": "reviews", "status": "open"}, [("due_on", 1), ("_id", 1)]),
+        ({"queue": "reviews", "status": "open", **after}, [("due_on", 1), ("_id", 1)]),
+        ({"residents": "res_a", "queue": "appeals"}, [("_id", -1)]),
+        ({"pending": True, "decided_at": {"$lt": NOON}}, [("decided_at", 1)]),
+    ):
+        plan = str(rows.find(wanted).sort(order).explain()["queryPlanner"]["winningPlan"])
+        assert "IXSCAN" in plan, wanted
+        assert "'COLLSCAN'" not in plan, wanted
+        assert "'SORT'" not in plan, wanted

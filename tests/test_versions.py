@@ -17,7 +17,7 @@ from drafts import SHIPPED, changed, cleaner_bus, draft, nothing_left_behind, pu
 from flask import Flask
 
 import api.app
-from accounting import audit, clock, storage
+from accounting import accounts, audit, clock, storage
 from accounting.clients import Kind
 from accounting.errors import DomainError, ValidationFailed
 from footprint import methodology, versions
@@ -194,7 +194,8 @@ def test_eight_operators_racing_with_one_name_draft_one_version() -> None:
         ('mg_num = 26900', f"mg_num = {10**30}", "draft: bus_km: factor: mg_num: must not exceed"),
         ('mg_num = 26900', f"mg_num = {'9' * 5_000}", "draft: is not TOML"),
         ('code = "bus_km"', 'code = "bus.km"', "draft: bus.km: code: must match"),
-        ('code = "no_tableware"', 'code = "no_spoon"', "no_tableware: code: is in QZ-RES-2026.1 and must stay"),
+        ('code = "no_tableware"', 'code = "no_spoon"',
+         "no_tableware: code: is in QZ-RES-2026.1 and must stay"),
         ("review_by = 2028-01-01", "review_by = 9999-12-31", "draft: review_by: must lie in the"),
         ("review_by = 2028-01-01", "review_by = 2028-01-01T00:00:00", "review_by: must be date"),
         ("grace_days = 180", "grace_days = 999999999", "draft: grace_days: must not exceed"),
@@ -350,6 +351,24 @@ def test_a_replayed_publication_has_one_effect(anna: Caller) -> None:
     again = publish(anna, cleaner_bus(), key="p1")
     assert again.headers["Idempotency-Replayed"] == "true"
     assert again.get_json() == first.get_json()
+
+
+def test_no_look_up_reads_a_whole_collection(app: Flask) -> None:
+    published(cleaner_bus())
+    residents = [resident(app).id for _ in range(3)]
+    store = storage.database()
+    store.command("profile", 2)
+    try:
+        versions.refresh()
+        versions.listed()
+        accounts.sample(1, 2)
+        accounts.ids_after(residents[0], 2)
+    finally:
+        store.command("profile", 0)
+    seen = [one for one in store["system.profile"].find() if "planSummary" in one]
+    store["system.profile"].drop()
+    assert len(seen) >= 7
+    assert [one["command"] for one in seen if one["planSummary"] == "COLLSCAN"] == []
 
 
 def test_refusals_of_versions_name_what_they_are_about() -> None:

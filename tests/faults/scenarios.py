@@ -9,10 +9,10 @@ from typing import Any
 from accounting import book, clock, links
 from accounting.book import Ask, Decision, Head, Line
 from accounting.errors import AccountBusy
-from footprint import reviews
+from footprint import reviews, versions
 from footprint.rules import Report
 from integrations import imports
-from points import crediting, deciding, feed
+from points import crediting, deciding, feed, restating
 from rewards import catalogue, redemptions, vouchers
 
 
@@ -85,6 +85,13 @@ def run_import(job_id: str, chunk_rows: int) -> str:
     return job.state
 
 
+def run_restatement(job_id: str) -> str:
+    versions.install()
+    job = restating.run(job_id)
+    assert job is not None
+    return job.state
+
+
 def bus_rows(_kind: str, partner_id: str, raw: Sequence[dict[str, Any]]) -> list[imports.RowResult]:
     """Take rows of bus rides through the feed, as the worker does behind the row schema."""
     rows = [
@@ -118,5 +125,6 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         scan,
         decide,
         run_import,
+        run_restatement,
     )
 }
