@@ -80,7 +80,7 @@ class FunderChangeAnswer(ma.Schema):
     fen = fields.Integer(required=True)
 
 
-class ReportAnswer(ma.Schema):
+class PreviewReportAnswer(ma.Schema):
     """Differences: what the draft would give less what was given."""
 
     methodology_version = fields.String(required=True)
@@ -111,7 +111,7 @@ class QueuedPreviewAnswer(ma.Schema):
 class PreviewAnswer(ma.Schema):
     job_id = fields.String(required=True)
     state = fields.String(required=True)
-    report = fields.Nested(ReportAnswer, required=True, allow_none=True)
+    report = fields.Nested(PreviewReportAnswer, required=True, allow_none=True)
 
 
 class PublishRequest(Schema):
@@ -184,7 +184,7 @@ class Previewed(MethodView):
     @door(OPERATOR)
     @blueprint.arguments(PreviewRequest)
     @idempotent()
-    @blueprint.response(200, ReportAnswer)
+    @blueprint.response(200, PreviewReportAnswer)
     @blueprint.alt_response(
         202, schema=QueuedPreviewAnswer, description="With `whole`: a job", success=True
     )

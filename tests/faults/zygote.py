@@ -11,6 +11,7 @@ process kills itself with SIGKILL. All of one `start` begin their work at the sa
 """
 
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -86,15 +87,14 @@ def _arm(at: str, when: str, nth: int = 1) -> None:
     """Make the n-th call of a function the last thing this process does."""
     module, name = at.split(":")
     place = importlib.import_module(module)
-    real, calls = getattr(place, name), 0
+    real, calls = getattr(place, name), itertools.count(1)
 
     def deadly(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == nth and when == "before":
+        number = next(calls)  # Atomic: threads call it too.
+        if number == nth and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         result = real(*args, **kwargs)
-        if calls == nth and when == "after":
+        if number == nth and when == "after":
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
