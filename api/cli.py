@@ -20,6 +20,7 @@ from accounting.factors import review
 from api import stack
 from api.config import DEFAULT_DATA_DIR, ConfigError
 from integrations.servers import LOOPBACK, ServerError
+from points.wallet import consistent
 
 Tell = Callable[[int], None]
 
@@ -87,7 +88,9 @@ def verify(data_dir: Path, account: str | None) -> None:
         vault.configure(store.secret)
         storage.connect(store.mongodb_uri)
         try:
-            found = _counting("checking the book", lambda tell: the_book.verify(account, tell))
+            found = _counting(
+                "checking the book", lambda tell: the_book.verify(account, tell, (consistent,))
+            )
         finally:
             storage.disconnect()
     if found.problem is not None:

@@ -125,6 +125,7 @@ def publish(text: str, valid_from: date, by: str, *, alone: bool) -> Version:
     The same draft again gives the same answer. With `alone` (the demo) it is published at once.
     Raises `ValidationFailed`, `VersionExists`, `FirstDayTaken`.
     """
+    refresh()
     name = _loaded(text).version
     if any(shipped.version == name for shipped in methodology.shipped()):
         raise VersionExists(version=name)
@@ -154,6 +155,7 @@ def approve(name: str, by: str, *, alone: bool) -> Version:
 
     Raises `NotFound`, `SecondOperatorNeeded`, `ApprovedTooLate`, `FirstDayTaken`.
     """
+    refresh()
     found = _find(name)
     if found is None:
         raise NotFound()

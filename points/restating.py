@@ -19,7 +19,7 @@ from accounting import approvals, audit, book, clock, jobs, storage, walks
 from accounting.book import Ask, Decision, Entry, Head
 from accounting.errors import NotFound, ValidationFailed
 from accounting.jobs import Job
-from footprint import intake, methodology
+from footprint import intake, methodology, versions
 from footprint.methodology import Methodology
 from footprint.months import posted
 from footprint.replay import Change, Posted, differences
@@ -102,6 +102,8 @@ def ask(version: str, month: str, reason: str | None, by: str, *, alone: bool) -
 
     Raises `ValidationFailed` for an unknown version and for a month that is not over.
     """
+    # It may have been published a moment ago, through another process.
+    versions.refresh()
     if not any(known.version == version for known in methodology.known()):
         raise ValidationFailed("/methodology", "There is no such version.", "没有该版本。")
     if month >= clock.city_month(clock.now()):
@@ -150,6 +152,7 @@ def run(job_id: str) -> Job | None:
                 added.update(restated=1, **_sums(entry))
         return dict(added)
 
+    versions.refresh()
     return walks.run(job_id, work)
 
 

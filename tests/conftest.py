@@ -34,6 +34,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
 def app(config: Config) -> Iterator[Flask]:
     app = create_app(config)
     storage.ensure_indexes()
+    # Tests travel in time; the server does not, and would sweep away what they made "last May".
+    storage.client().admin.command("setParameter", 1, ttlMonitorEnabled=False)
     yield app
     app.extensions["redis"].close()
     storage.disconnect()

@@ -6,6 +6,7 @@ The clock stands at noon of Wednesday 10 June 2026 in the city; what is restated
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -28,7 +29,7 @@ from accounting.clients import Kind
 from accounting.errors import ValidationFailed
 from api import tasks
 from api.config import Config
-from footprint import bills, households, replay, summaries, versions
+from footprint import bills, households, methodology, replay, summaries, versions
 from footprint.billing_rules import BillReport
 from points import bill_crediting, crediting, milestones, restating, statements
 from points.restating import Restatement
@@ -438,6 +439,19 @@ def test_a_run_killed_at_any_step_is_finished_and_adds_nothing_twice(
         "points_waived": 0,
     }
     the_books_hold()
+
+
+def test_a_worker_restates_by_a_version_it_has_not_heard_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    [who] = riders(1)
+    run = order()
+    monkeypatch.setattr(versions, "_known", (time.monotonic(), ()))
+    assert [one.version for one in methodology.known()] == ["QZ-RES-2026.1"]
+    assert restating.run(run.id) is not None
+    assert kinds([who]) == [["earn", "restate"]]
+    monkeypatch.setattr(versions, "_known", (time.monotonic(), ()))
+    assert restating.ask(V2, MAY, None, "anna", alone=False)
 
 
 def test_a_busy_account_stops_a_try_and_the_next_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
