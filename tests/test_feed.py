@@ -306,15 +306,6 @@ def test_a_row_that_arrives_while_its_card_is_linked_is_credited_whoever_is_firs
     assert storage.database()["parked"].count_documents({}) == 0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _nothing_expires(app: object) -> Iterator[None]:
-    """The store deletes by its own clock, which does not travel: parked rows would vanish."""
-    admin = storage.client().admin
-    admin.command({"setParameter": 1, "ttlMonitorEnabled": False})
-    yield
-    admin.command({"setParameter": 1, "ttlMonitorEnabled": True})
-
-
 @pytest.fixture(scope="module")
 def crew(config: Config) -> Iterator[Crew]:
     with Crew(config.mongodb_uri) as crew:
