@@ -12,11 +12,12 @@ from zoneinfo import ZoneInfo
 CITY = ZoneInfo("Asia/Shanghai")
 
 _shift = timedelta(0)
+_standing: datetime | None = None
 
 
 def now() -> datetime:
     """The present instant, aware, UTC, cut to milliseconds."""
-    return cut(datetime.now(UTC) + _shift)
+    return cut((_standing or datetime.now(UTC)) + _shift)
 
 
 def cut(instant: datetime) -> datetime:
@@ -73,3 +74,19 @@ def travel(by: timedelta) -> Iterator[None]:
         yield
     finally:
         _shift = before
+
+
+@contextlib.contextmanager
+def stand(at: datetime) -> Iterator[None]:
+    """Stop the clock of this process at an instant; for tests of what happens exactly then.
+
+    `travel` inside moves on from it. After a travel the clock runs, so an instant just before an
+    edge may be past it by the time the code looks.
+    """
+    global _shift, _standing
+    before = _shift, _standing
+    _shift, _standing = timedelta(0), at
+    try:
+        yield
+    finally:
+        _shift, _standing = before

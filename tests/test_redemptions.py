@@ -268,7 +268,7 @@ def test_a_reward_is_open_from_its_first_instant_to_before_its_last(
 ) -> None:
     reward = offer(available_from=NOW, available_to=NOW + 2 * DAY)
     assert reward.open_at(at) is is_open
-    with clock.travel(at - clock.now()):
+    with clock.stand(at):
         assert (reward.id in [one.id for one in listed()]) is is_open
 
 
@@ -508,7 +508,7 @@ def test_with_one_voucher_used_nothing_can_be_cancelled_and_nothing_changes(
 def test_a_voucher_that_ran_out_cannot_be_cancelled(offer: Offer) -> None:
     give(200)
     done = redeem(offer())
-    with clock.travel(city("2026-06-20 00:00") - clock.now()):
+    with clock.stand(city("2026-06-20 00:00")):
         with pytest.raises(VoucherExpired):
             redemptions.cancel(ANNA, done.id)
         assert redemptions.get(ANNA, done.id).state == "issued"
