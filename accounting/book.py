@@ -59,15 +59,28 @@ class Ask:
     cap_day: date | None = None
 
 
+# Finds the entries of an account whose activity happened on city days, both included.
+Days = Callable[[str, date, date], "list[Entry]"]
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The account as its newest entry left it; seq 0 and an empty state before the first."""
+    """The account as its newest entry left it; seq 0 and an empty state before the first.
+
+    It is what `decide` sees of the account: the state, and `on_days` for what the state leaves out.
+    `days` finds those entries; None reads them from the book.
+    """
 
     account: str
     seq: int = 0
     after: State = field(default_factory=dict)
     recorded_at: datetime | None = None
     hash: str = ""
+    days: Days | None = field(default=None, compare=False, repr=False)
+
+    def on_days(self, first: date, last: date) -> "list[Entry]":
+        """This account's entries of the city days `first` to `last`; see `book.on_days`."""
+        return (self.days or on_days)(self.account, first, last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +188,9 @@ def fingerprint(*parts: Any) -> str:
 def post(ask: Ask, decide: Decide) -> Posted:
     """Record one ask and return its entry, or the entry an earlier try of it wrote.
 
-    `decide` is pure but for reads of this account's own entries. It is judged on the newest state,
-    again on every lost race. A refusal it raises leaves no entry; a retry after success gets its
-    answer before any refusal. Raises `KeyReused` for the same key with other content and
+    `decide` is pure but for `Head.on_days`, this account's own entries. It is judged on the newest
+    state, again on every lost race. A refusal it raises leaves no entry; a retry after success gets
+    its answer before any refusal. Raises `KeyReused` for the same key with other content and
     `AccountBusy` after a bounded number of lost races.
     """
     for attempt in range(POST_ATTEMPTS_MAX):

@@ -1,8 +1,8 @@
 """From a report to a judged fact, and from a fact to what the book should say about it.
 
 `fact_of` does what needs no state: assess, hash what must be unique, forget what no rule needs.
-`judge` runs inside the posting loop: it reads the account's own entries after the head, so what it
-saw changes only together with a new entry.
+`judge` runs inside the posting loop and reads the account through its head alone, so what it saw
+changes only together with a new entry, and a batch can have read it for many accounts at once.
 """
 
 from dataclasses import dataclass
@@ -126,7 +126,7 @@ def judge(
     day = clock.city_day(report.start)
     refused: str | None = "already_credited" if claim_lost else None
     if refused is None and behaviour.is_trip and not overruled:
-        refused = _conflict(activity, behaviour, report, day)
+        refused = _conflict(activity, behaviour, report, head)
     if refused is not None:
         refs = _refs(activity, "rejected", (refused,), 0, 0, None)
         after = {"lifetime_mg": lifetime_mg(head)}
@@ -136,7 +136,7 @@ def judge(
         rules_then,
         behaviour,
         report,
-        counters.counts(activity.resident, behaviour, rules_then, day),
+        counters.counts(head, behaviour, rules_then, day),
     )
     reasons = credit.reasons
     if rules_then.stale(clock.city_day(activity.received_at)):
@@ -229,12 +229,13 @@ def lifetime_mg(head: Head) -> int:
     return int(head.after.get("lifetime_mg", 0))
 
 
-def _conflict(activity: Activity, behaviour: Behaviour, report: Report, day: date) -> str | None:
+def _conflict(activity: Activity, behaviour: Behaviour, report: Report, head: Head) -> str | None:
     """Whether another credited trip of the resident overlaps this one, or was boarded too close."""
-    last = clock.city_day(report.over)
+    first = clock.city_day(report.start) - timedelta(days=1)
+    last = clock.city_day(report.over) + timedelta(days=1)
     taken_back = set()
     trips: list[dict[str, Any]] = []
-    for entry in book.on_days(activity.resident, day - timedelta(days=1), last + timedelta(days=1)):
+    for entry in head.on_days(first, last):
         refs = entry.refs
         if refs.get("status") == "reversed":
             taken_back.add(refs["activity"])
@@ -289,17 +290,17 @@ class _Counters:
             in_month[refs["behaviour"]] = in_month.get(refs["behaviour"], 0) + refs["counted"]
 
     def counts(
-        self, account: str, behaviour: Behaviour, rules_then: Methodology, day: date
+        self, head: Head, behaviour: Behaviour, rules_then: Methodology, day: date
     ) -> Counts:
         on_day = self.days.get(day.isoformat(), {}) if self._keeps_day(day) else {}
         if not self._keeps_day(day):
-            for entry in book.on_days(account, day, day):
+            for entry in head.on_days(day, day):
                 if "counted" in entry.refs:
                     _count(on_day, entry.refs)
-        month_used = self._month_used(account, behaviour, clock.month_of(day))
+        month_used = self._month_used(head, behaviour, clock.month_of(day))
         return held.counts(on_day, behaviour, rules_then, month_used)
 
-    def _month_used(self, account: str, behaviour: Behaviour, month: str) -> int:
+    def _month_used(self, head: Head, behaviour: Behaviour, month: str) -> int:
         if behaviour.caps.month_count is None:
             return 0
         if self._keeps_month(month):
@@ -307,7 +308,7 @@ class _Counters:
         first, last = clock.first_day(month), clock.last_day(month)
         return sum(
             entry.refs["counted"]
-            for entry in book.on_days(account, first, last)
+            for entry in head.on_days(first, last)
             if entry.refs.get("behaviour") == behaviour.code and "counted" in entry.refs
         )
 
