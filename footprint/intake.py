@@ -132,12 +132,8 @@ def judge(
         after = {"lifetime_mg": lifetime_mg(head)}
         return Judgement("rejected", (refused,), 0, (), after, refs)
     counters = _Counters.load(head, now)
-    credit = rules.credit(
-        rules_then,
-        behaviour,
-        report,
-        counters.counts(head, behaviour, rules_then, day),
-    )
+    before = counters.counts(head, behaviour, rules_then, day)
+    credit = rules.credit(rules_then, behaviour, report, before)
     reasons = credit.reasons
     if rules_then.stale(clock.city_day(activity.received_at)):
         reasons += ("stale_factor",)
@@ -153,6 +149,7 @@ def judge(
         and not rules_then.past_grace(clock.city_day(activity.received_at))
     )
     refs["steps"] = [[step.rule, step.mg, step.limit] for step in credit.steps]
+    refs["before"] = before.amounts()
     counters.add(day, refs)
     return Judgement(
         status=status,

@@ -64,6 +64,18 @@ class Counts:
     netted_mg: int = 0
     stop_factor_mg: int | None = None
 
+    def amounts(self) -> dict[str, int]:
+        """Its amounts that are not nought: what an entry keeps of it for the explanation."""
+        found = {
+            "used": self.used,
+            "mg": self.mg,
+            "month_used": self.month_used,
+            "overall_mg": self.overall_mg,
+            "netted_mg": self.netted_mg,
+            "stop_factor_mg": self.stop_factor_mg or 0,
+        }
+        return {name: amount for name, amount in found.items() if amount}
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
