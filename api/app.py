@@ -62,6 +62,7 @@ def create_app(config: Config) -> Flask:
     logs.register(app)
     metrics.register(app)
     app.after_request(limits.add_headers)
+    app.after_request(limits.drain)
     app.after_request(_keep_private)
     problems.register(app)
 

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import flask
-from flask import Response, current_app, g
+from flask import Response, current_app, g, request
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.storage import RedisStorage
 from limits.strategies import FixedWindowRateLimiter
@@ -28,6 +28,10 @@ DEMO_FACTOR = 100
 # After a failure Redis is left alone this long, so that its absence costs one timeout, not each
 # request one.
 PAUSE_S = 5.0
+# How much of a refused body is read to its end, and for how long; past that the connection is lost.
+DRAIN_MAX = 16_000_000
+DRAIN_S = 5.0
+_DRAIN_STEP = 64 * 1024
 
 
 class Request(flask.Request):
@@ -90,4 +94,21 @@ def add_headers(response: Response) -> Response:
         response.headers["RateLimit-Limit"] = str(limit)
         response.headers["RateLimit-Remaining"] = str(remaining)
         response.headers["RateLimit-Reset"] = str(reset_s)
+    return response
+
+
+def drain(response: Response) -> Response:
+    """Read on what a refusal left unread of a body, so that the caller's connection stays usable.
+
+    gunicorn promises to keep the connection, then closes it when more than 64 KiB are left.
+    """
+    size = request.content_length
+    if response.status_code >= 400 and (size is None or size <= DRAIN_MAX):
+        until = time.monotonic() + DRAIN_S
+        read = 0
+        while read <= DRAIN_MAX and time.monotonic() < until:
+            part = request.environ["wsgi.input"].read(_DRAIN_STEP)
+            if not part:
+                break
+            read += len(part)
     return response

@@ -220,6 +220,19 @@ def test_an_oversize_body_is_refused_declared_or_not(http: FlaskClient) -> None:
     problem(chunked, 413, "payload_too_large")
 
 
+def test_a_refused_body_is_read_to_its_end_so_that_the_connection_lives(http: FlaskClient) -> None:
+    for answered, path in ((413, "/probe/reports"), (404, "/nowhere")):
+        stream = io.BytesIO(b"x" * 2_500_000)
+        answer = http.post(
+            path,
+            input_stream=stream,
+            content_type="application/json",
+            headers={"Content-Length": "2500000"},
+        )
+        assert answer.status_code == answered
+        assert stream.read() == b""
+
+
 @pytest.mark.parametrize(
     ("body", "pointer", "chinese", "english"),
     [
