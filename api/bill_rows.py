@@ -70,12 +70,15 @@ class BillTaken:
     refusal: DomainError | None = None
 
 
-def take_bills(partner: Partner, raw: Sequence[Any]) -> list[BillTaken]:
-    """Take bills in one after the other: each may be history for the next."""
-    return [_take(partner, one) for one in raw]
+def take_bills(partner: Partner, raw: Sequence[Any], job: str | None = None) -> list[BillTaken]:
+    """Take bills in one after the other: each may be history for the next.
+
+    `job` is the file they came with, if any.
+    """
+    return [_take(partner, one, job) for one in raw]
 
 
-def _take(partner: Partner, raw: Any) -> BillTaken:
+def _take(partner: Partner, raw: Any, job: str | None) -> BillTaken:
     try:
         data = BillFields().load(raw)
     except ma.ValidationError as error:
@@ -95,6 +98,7 @@ def _take(partner: Partner, raw: Any) -> BillTaken:
             ),
             source=partner.source,
             event_id=data["source_event_id"],
+            job=job,
         )
     except DomainError as refusal:
         return BillTaken(refusal=refusal)

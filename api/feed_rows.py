@@ -8,7 +8,7 @@ from marshmallow import fields, validate
 
 from accounting import clients, clock
 from accounting.clients import Kind
-from accounting.jobs import COUNTS
+from accounting.jobs import COUNTS, Job
 from api.bill_rows import BillTaken, take_bills
 from api.problems import Invalid
 from api.reports import ReportFields, report_of
@@ -24,8 +24,11 @@ class RowFields(ReportFields):
     external_id = fields.String(required=True, validate=validate.Length(1, 128))
 
 
-def take_rows(partner: Partner, raw: Sequence[Any]) -> list[Taken]:
-    """Check the form of each row, take the good ones in together, and keep the order."""
+def take_rows(partner: Partner, raw: Sequence[Any], job: str | None = None) -> list[Taken]:
+    """Check the form of each row, take the good ones in together, and keep the order.
+
+    `job` is the file they came with, if any.
+    """
     results: list[Taken | None] = []
     rows: list[Row] = []
     for one in raw:
@@ -35,19 +38,19 @@ def take_rows(partner: Partner, raw: Sequence[Any]) -> list[Taken]:
             results.append(Taken(refusal=Invalid.of(error)))
             continue
         results.append(None)
-        rows.append(Row(data["external_id"], data["source_event_id"], report_of(data)))
+        rows.append(Row(data["external_id"], data["source_event_id"], report_of(data), job))
     taken = iter(feed.take(partner, rows))
     return [result if result is not None else next(taken) for result in results]
 
 
-def take_file_rows(kind: str, partner_id: str, raw: Sequence[dict[str, Any]]) -> list[RowResult]:
-    """Rows of a partner's file, for the job that reads it; `kind` is the job's."""
-    client = clients.of_subject(Kind.DATA, partner_id)
-    assert client is not None, partner_id
+def take_file_rows(job: Job, raw: Sequence[dict[str, Any]]) -> list[RowResult]:
+    """Rows of a partner's file, for the job that reads it."""
+    client = clients.of_subject(Kind.DATA, job.owner)
+    assert client is not None, job.owner
     partner = partner_of(client)
-    if kind == BILLS:
-        return [_counted_bill(one) for one in take_bills(partner, raw)]
-    return [_counted(one) for one in take_rows(partner, raw)]
+    if job.kind == BILLS:
+        return [_counted_bill(one) for one in take_bills(partner, raw, job.id)]
+    return [_counted(one) for one in take_rows(partner, raw, job.id)]
 
 
 def _counted_bill(one: BillTaken) -> RowResult:

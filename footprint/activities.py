@@ -59,6 +59,8 @@ class ActivityDocument(me.Document):
     mature_at = me.DateTimeField()
     merged_into = me.StringField()
     seq = me.IntField()
+    # The file it came with, for taking a whole file back.
+    job = me.StringField()
 
     meta = {
         "collection": "activities",
@@ -67,6 +69,10 @@ class ActivityDocument(me.Document):
             {"fields": ["source", "event_id"], "unique": True},
             # Ids sort by time of arrival: newest first for a resident is this index backwards.
             {"fields": ["resident", "_id"]},
+            {
+                "fields": ["job", "_id"],
+                "partialFilterExpression": {"job": {"$gt": ""}},
+            },
             {
                 "fields": ["received_at"],
                 "name": "unsettled",
@@ -78,7 +84,10 @@ class ActivityDocument(me.Document):
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """One stored activity. `quantity` is decimal text; `line` and the claim are keyed hashes."""
+    """One stored activity. `quantity` is decimal text; `line` and the claim are keyed hashes.
+
+    `job` is the file job that brought it first; what only named it again is not here.
+    """
 
     id: str
     resident: str
@@ -104,6 +113,7 @@ class Activity:
     mature_at: datetime | None = None
     merged_into: str | None = None
     seq: int | None = None
+    job: str | None = None
 
     @property
     def amount(self) -> Decimal:
@@ -235,6 +245,12 @@ def of_resident(resident: str, *, before: str | None, limit: int) -> list[Activi
 def by_event(source: str, event_id: str) -> Activity | None:
     found = _collection().find_one({"source": source, "event_id": event_id})
     return _activity(found) if found else None
+
+
+def of_job(job: str, *, after: str, limit: int) -> list[Activity]:
+    """What a file job brought, in the order of the ids; `after` is the last one seen."""
+    wanted = {"job": job, "_id": {"$gt": after}}
+    return [_activity(found) for found in _collection().find(wanted).sort("_id", 1).limit(limit)]
 
 
 def unsettled(received_before: datetime, limit: int) -> Iterator[Activity]:

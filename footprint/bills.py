@@ -97,6 +97,8 @@ class BillDocument(me.Document):
     judgement = me.DictField()
     points = me.IntField()
     corrected_by = me.StringField()
+    # The file it came with, for taking a whole file back.
+    job = me.StringField()
 
     meta = {
         "collection": "bills",
@@ -105,6 +107,10 @@ class BillDocument(me.Document):
             {"fields": ["source", "event_id"], "unique": True},
             {"fields": ["household", "-number"], "unique": True},
             {"fields": ["residents", "_id"]},
+            {
+                "fields": ["job", "_id"],
+                "partialFilterExpression": {"job": {"$gt": ""}},
+            },
             {
                 "fields": ["corrects"],
                 "unique": True,
@@ -150,6 +156,7 @@ class Bill:
     judgement: Judgement | None = None
     points: int = 0
     corrected_by: str | None = None
+    job: str | None = None
 
     @property
     def over(self) -> datetime:
@@ -181,9 +188,14 @@ def _collection() -> "Collection[storage.Doc]":
 
 
 def receive(
-    report: BillReport, *, source: str, event_id: str, received_at: datetime
+    report: BillReport,
+    *,
+    source: str,
+    event_id: str,
+    received_at: datetime,
+    job: str | None = None,
 ) -> tuple[Bill, bool]:
-    """Store a bill once; returns what is stored and whether it was new.
+    """Store a bill once; returns what is stored and whether it was new. `job`: the file it is of.
 
     Raises `SourceEventConflict` when the source sent this event id with other content, and before
     anything is stored `ValidationFailed`, `AccountNotLinked`, `CorrectedBillUnknown`,
@@ -193,8 +205,8 @@ def receive(
     for attempt in range(RECEIVE_ATTEMPTS_MAX):
         try:
             bill = _fact(report, fingerprint, source, event_id, received_at)
-            _collection().insert_one(_document(bill))
-            return bill, True
+            _collection().insert_one(_document(replace(bill, job=job)))
+            return replace(bill, job=job), True
         except (DomainError, DuplicateKeyError) as refusal:
             # Its first try may be stored: the answer to that comes before any refusal.
             earlier = _collection().find_one({"source": source, "event_id": event_id})

@@ -31,12 +31,13 @@ def fact_of(
     received_at: datetime,
     subject: str = "",
     activity_id: str | None = None,
+    job: str | None = None,
 ) -> Activity:
     """The fact to store for one report: assessed, with everything external as keyed hashes.
 
     `subject` is what else the source said: whom it named, what evidence it claimed. It is part of
     what was asked; the evidence class is our answer and may differ on a retry. A row that was
-    parked before brings the id it was answered with.
+    parked before brings the id it was answered with. `job` is the file it came with.
     """
     rules_now = methodology.in_force(clock.city_day(report.start))
     behaviour = rules_now.behaviours[report.behaviour]
@@ -63,6 +64,7 @@ def fact_of(
         reasons=assessment.reasons,
         claim=_claim(behaviour, report, resident, activity_id),
         line=vault.keyed_hash("line", str(line)) if line else None,
+        job=job,
     )
 
 

@@ -29,6 +29,7 @@ class ParkedDocument(me.Document):
     fingerprint = me.StringField(required=True)
     report_sealed = me.BinaryField(required=True)
     parked_at = me.DateTimeField(required=True)
+    job = me.StringField()
     expires_at = me.DateTimeField(required=True)
 
     meta = {
@@ -51,6 +52,7 @@ class Parked:
     fingerprint: str
     report: Report
     parked_at: datetime
+    job: str | None = None
 
 
 def _parked() -> "Collection[storage.Doc]":
@@ -70,6 +72,7 @@ def park(row: Parked) -> tuple[Parked, bool]:
         "fingerprint": row.fingerprint,
         "report_sealed": vault.encrypt(_dump(row.report), "parked"),
         "parked_at": row.parked_at,
+        "job": row.job,
         "expires_at": row.parked_at + PARKED_FOR,
     }
     try:
@@ -120,4 +123,5 @@ def _row(document: storage.Doc) -> Parked:
             attributes=held["attributes"],
         ),
         parked_at=document["parked_at"],
+        job=document["job"],
     )

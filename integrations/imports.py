@@ -39,8 +39,8 @@ class RowResult:
     refusal: DomainError | None = None
 
 
-# Takes plain rows in (kind of job, partner id, rows) and says what became of each, in order.
-TakeRows = Callable[[str, str, Sequence[dict[str, Any]]], list[RowResult]]
+# Takes plain rows of a job in and says what became of each, in order.
+TakeRows = Callable[[Job, Sequence[dict[str, Any]]], list[RowResult]]
 
 
 def _files() -> gridfs.GridFSBucket:
@@ -100,7 +100,7 @@ def _take_chunk(
     job: Job, done: int, chunk: list[FeedRow], counts: dict[str, int], take_rows: TakeRows
 ) -> None:
     readable = [row for row in chunk if not isinstance(row, Unreadable)]
-    results = iter(take_rows(job.kind, job.owner, readable))
+    results = iter(take_rows(job, readable))
     refused: list[dict[str, Any]] = []
     for number, row in enumerate(chunk, start=done + 1):
         if isinstance(row, Unreadable):

@@ -31,13 +31,17 @@ ATTEMPTS_MAX = 5
 CLAIM = "bill_month"
 
 
-def report(what: BillReport, *, source: str, event_id: str) -> tuple[Bill, bool]:
-    """Take one bill in; returns the settled bill and whether it was new.
+def report(
+    what: BillReport, *, source: str, event_id: str, job: str | None = None
+) -> tuple[Bill, bool]:
+    """Take one bill in; returns the settled bill and whether it was new. `job`: the file it is of.
 
     The same event again gives the first bill. Raises what `bills.receive` raises, which stores
     nothing, and `AccountBusy`; nothing is lost then, because the sweeper finishes a stored bill.
     """
-    stored, fresh = bills.receive(what, source=source, event_id=event_id, received_at=clock.now())
+    stored, fresh = bills.receive(
+        what, source=source, event_id=event_id, received_at=clock.now(), job=job
+    )
     return (stored if stored.state == SETTLED else resume(stored)), fresh
 
 

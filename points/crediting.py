@@ -52,12 +52,13 @@ def report(
     evidence: str,
     subject: str = "",
     photo: bool = False,
+    job: str | None = None,
 ) -> tuple[Activity, bool]:
     """Take one report in; returns the settled activity and whether it was new.
 
     `subject` is whom the source named, see `intake.fact_of`; with `photo` its evidence is to be
-    photos, see `photos.awaiting`. The same event again gives the first
-    activity. Raises `SourceEventConflict` when the event id came with other content and
+    photos, see `photos.awaiting`; `job` is the file it came with. The same event again gives the
+    first activity. Raises `SourceEventConflict` when the event id came with other content and
     `AccountBusy` when the account is contended; nothing is lost then, because the fact is stored
     and the sweeper finishes it.
     """
@@ -69,6 +70,7 @@ def report(
         evidence=evidence,
         received_at=clock.now(),
         subject=subject,
+        job=job,
     )
     return take_in(photos.awaiting(fact) if photo else fact)
 

@@ -56,6 +56,8 @@ class Row:
     external_id: str
     event_id: str
     report: Report
+    # The file job it came with, if any.
+    job: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ def _take_one(partner: Partner, row: Row, resident: str | None) -> Taken:
             event_id=row.event_id,
             evidence=EVIDENCE,
             subject=links.external_hash(partner.id, row.external_id),
+            job=row.job,
         )
     except DomainError as refusal:
         return Taken(refusal=refusal)
@@ -158,6 +161,7 @@ def _park(partner: Partner, row: Row) -> Taken:
             fingerprint=fingerprint,
             report=row.report,
             parked_at=clock.now(),
+            job=row.job,
         )
     )
     # Linked between the look-up and the parking: nobody else would credit this row.
@@ -177,6 +181,7 @@ def _credit(row: Parked, resident: str) -> Activity:
         received_at=row.parked_at,
         subject=row.external_hash,
         activity_id=row.id,
+        job=row.job,
     )
     activity, _fresh = crediting.take_in(fact)
     parked.forget(row.id)

@@ -386,14 +386,12 @@ def test_a_failure_inside_a_chunk_leaves_the_job_to_be_taken_up_again() -> None:
     job = store(ndjson([row(number) for number in range(CHUNK + 5)]))
     calls = 0
 
-    def fails_on_the_second(
-        kind: str, partner_id: str, raw: Sequence[dict[str, Any]]
-    ) -> list[RowResult]:
+    def fails_on_the_second(job: Job, raw: Sequence[dict[str, Any]]) -> list[RowResult]:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise ConnectionError("the store went away")
-        return scenarios.bus_rows(kind, partner_id, raw)
+        return scenarios.bus_rows(job, raw)
 
     with pytest.raises(ConnectionError):
         imports.run(job.id, fails_on_the_second)
@@ -413,7 +411,7 @@ def test_refused_rows_of_a_chunk_taken_twice_are_noted_once() -> None:
 
     job = store(ndjson([row(1), row(2)]))
 
-    def refuse(kind: str, partner_id: str, raw: Sequence[dict[str, Any]]) -> list[RowResult]:
+    def refuse(_job: Job, raw: Sequence[dict[str, Any]]) -> list[RowResult]:
         return [RowResult("rejected", Refused())] * len(raw)
 
     taken = jobs.take(job.id)
@@ -461,7 +459,7 @@ def test_a_job_that_fails_at_the_same_rows_again_and_again_is_given_up() -> None
     data = io.BytesIO(b'{"a": 1}\n')
     job = imports.store("activities", PARTNER, data, media_type=NDJSON, gzipped=False)
 
-    def broken(_kind: str, _owner: str, _rows: Sequence[dict[str, Any]]) -> list[RowResult]:
+    def broken(_job: Job, _rows: Sequence[dict[str, Any]]) -> list[RowResult]:
         raise RuntimeError("a bug in one row")
 
     for number in range(jobs.TRIES_MAX):

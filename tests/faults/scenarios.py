@@ -9,6 +9,7 @@ from typing import Any
 from accounting import book, clock, links
 from accounting.book import Ask, Decision, Head, Line
 from accounting.errors import AccountBusy
+from accounting.jobs import Job
 from footprint import reviews, versions
 from footprint.rules import Report
 from integrations import imports
@@ -92,18 +93,19 @@ def run_restatement(job_id: str) -> str:
     return job.state
 
 
-def bus_rows(_kind: str, partner_id: str, raw: Sequence[dict[str, Any]]) -> list[imports.RowResult]:
+def bus_rows(job: Job, raw: Sequence[dict[str, Any]]) -> list[imports.RowResult]:
     """Take rows of bus rides through the feed, as the worker does behind the row schema."""
     rows = [
         feed.Row(
             one["external_id"],
             one["source_event_id"],
             Report("bus_km", Decimal(one["quantity"]), datetime.fromisoformat(one["occurred_at"])),
+            job.id,
         )
         for one in raw
     ]
     results = []
-    for taken in feed.take(feed.Partner(partner_id), rows):
+    for taken in feed.take(feed.Partner(job.owner), rows):
         if taken.refusal is not None or taken.activity is None:
             results.append(imports.RowResult("rejected", taken.refusal))
             continue
