@@ -1,8 +1,11 @@
 """Who changed what, when and why: append-only."""
 
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import mongoengine as me
+from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, storage
@@ -23,8 +26,30 @@ class AuditDocument(me.Document):
     meta = {
         "collection": "audit",
         "auto_create_index": False,
-        "indexes": [{"fields": ["subject", "_id"]}],
+        "indexes": [
+            {"fields": ["at", "_id"]},
+            {"fields": ["subject", "at", "_id"]},
+            {"fields": ["actor", "at", "_id"]},
+        ],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One recorded change; `actor` is the client that made it."""
+
+    id: str
+    actor: str
+    action: str
+    subject: str
+    reason: str | None
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    at: datetime
+
+
+def _rows() -> "Collection[storage.Doc]":
+    return storage.strong(AuditDocument._get_collection())
 
 
 def note(
@@ -52,6 +77,32 @@ def note(
         "at": clock.now(),
     }
     try:
-        storage.strong(AuditDocument._get_collection()).insert_one(row)
+        _rows().insert_one(row)
     except DuplicateKeyError:
         assert once is not None, "ids are never made twice"
+
+
+def trail(
+    *,
+    subject: str | None = None,
+    actor: str | None = None,
+    before: tuple[datetime, str] | None = None,
+    limit: int,
+) -> list[Change]:
+    """Changes to a subject, or by an actor, or all of them, newest first.
+
+    `before` is (at, id) of the last one seen. Ids do not sort by time: some name their cause.
+    """
+    wanted: dict[str, Any] = {"subject": subject} if subject is not None else {}
+    if actor is not None:
+        wanted["actor"] = actor
+    if before is not None:
+        at, last = before
+        wanted["$or"] = [{"at": {"$lt": at}}, {"at": at, "_id": {"$lt": last}}]
+    found = _rows().find(wanted).sort([("at", -1), ("_id", -1)]).limit(limit)
+    return [_change(row) for row in found]
+
+
+def _change(row: storage.Doc) -> Change:
+    fields = {name: row[name] for name in Change.__slots__ if name != "id"}
+    return Change(id=row["_id"], **fields)

@@ -12,6 +12,7 @@ from api.views import (
     merchant,
     methodology,
     operator,
+    operator_audit,
     operator_jobs,
     reviews,
     system,
@@ -35,4 +36,5 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     operator.blueprint,
     methodology.blueprint,
     operator_jobs.blueprint,
+    operator_audit.blueprint,
 )
