@@ -20,6 +20,7 @@ from accounting.ids import new_id
 
 SECRET_BYTES = 32
 KEYS_LIVE_MAX = 2
+NAME_MAX = 200
 HMAC_SHA256 = "hmac-sha256"
 ED25519 = "ed25519"
 _KEY_PURPOSE = "bank-key"
@@ -35,8 +36,15 @@ class Kind(StrEnum):
     PLANT = "plant"
 
 
+# What an operator may be trusted with apart from the rest; `operator` is all of it.
+AREAS = ("rewards", "methodology", "funders", "partners", "support")
 SCOPES: dict[str, str] = {
     "operator": "run the programme; every plant door",
+    "operator:rewards": "merchants, rewards, settlement",
+    "operator:methodology": "methodology and grade policies: drafts, previews, publishing",
+    "operator:funders": "funders, campaigns, the cost of the programme",
+    "operator:partners": "partners and their credentials, plants",
+    "operator:support": "reviews, appeals, taking an activity back",
     "feeds:write": "hand over activities and bills",
     "vouchers:redeem": "look up and redeem vouchers",
     "statements:read": "read settlement statements",
@@ -45,13 +53,15 @@ SCOPES: dict[str, str] = {
     "readings:write": "send meter readings",
     "plant:read": "read the figures of the own plant",
 }
+# The scopes a kind may have, and those it gets when nothing else is said.
 SCOPES_OF: dict[Kind, tuple[str, ...]] = {
-    Kind.OPERATOR: ("operator",),
+    Kind.OPERATOR: ("operator", *(f"operator:{area}" for area in AREAS)),
     Kind.DATA: ("feeds:write",),
     Kind.MERCHANT: ("vouchers:redeem", "statements:read"),
     Kind.BANK: ("grades:read", "terms:write"),
     Kind.PLANT: ("readings:write", "plant:read"),
 }
+DEFAULT_SCOPES_OF = {**SCOPES_OF, Kind.OPERATOR: ("operator",)}
 
 
 class SigningKey(me.EmbeddedDocument):
@@ -74,7 +84,7 @@ class Client(me.Document):
 
     client_id = me.StringField(primary_key=True)
     kind = me.EnumField(Kind, required=True)
-    name = me.StringField(required=True, max_length=200)
+    name = me.StringField(required=True, max_length=NAME_MAX)
     secret_hash = me.StringField(required=True)
     scopes = me.ListField(me.StringField(choices=tuple(SCOPES)))
     subject_id = me.StringField(required=True)
@@ -109,7 +119,7 @@ def create_client(
     policy: dict[str, Any] | None = None,
 ) -> tuple[Client, str]:
     """A new client and its secret, which is shown this once and cannot be read back."""
-    wanted = SCOPES_OF[kind] if scopes is None else scopes
+    wanted = DEFAULT_SCOPES_OF[kind] if scopes is None else scopes
     assert set(wanted) <= set(SCOPES_OF[kind]), (kind, wanted)
     assert subject_id is not None or kind is Kind.OPERATOR, "a party acts for somebody"
     client_id, secret = new_id(f"cli_{kind.value}"), secrets.token_urlsafe(SECRET_BYTES)
@@ -141,6 +151,11 @@ def get(client_id: str) -> Client:
     if client is None:
         raise NotFound
     return client
+
+
+def operators() -> list[Client]:
+    """Every operator, the oldest first."""
+    return list(Client.objects(kind=Kind.OPERATOR).order_by("created_at"))
 
 
 def of_subject(kind: Kind, subject_id: str) -> Client | None:

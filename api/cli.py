@@ -17,20 +17,13 @@ from accounting import book as the_book
 from accounting import clock, storage, vault
 from accounting import factors as the_factors
 from accounting.factors import review
-from api import stack
-from api.config import DEFAULT_DATA_DIR, ConfigError
+from api import operators, stack
+from api.config import ConfigError
+from api.operators import data_dir_option
 from integrations.servers import LOOPBACK, ServerError
 from points.wallet import consistent
 
 Tell = Callable[[int], None]
-
-data_dir_option = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_DATA_DIR,
-    show_default=True,
-    help="Where data, logs and secrets live.",
-)
 
 
 @click.group(invoke_without_command=True)
@@ -112,6 +105,9 @@ def _counting(what: str, work: Callable[[Tell], the_book.Verification]) -> the_b
     ) as bar:
         task = bar.add_task(what, total=None)
         return work(lambda count: bar.update(task, completed=count))
+
+
+tanhui.add_command(operators.operator)
 
 
 @tanhui.group()

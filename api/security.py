@@ -75,18 +75,27 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """What a view declared: who may call it, with which scope, and the bytes it may send."""
+    """What a view declared: who may call it, with which scope, and the bytes it may send.
+
+    `area` is the part of the programme an operator must be trusted with; None takes all of it.
+    """
 
     kinds: frozenset[Kind]
     scope: str | None
     body_max: int | None
+    area: str | None = None
 
     def admits(self, caller: Caller) -> bool:
         if caller.kind not in self.kinds:
             return False
         if caller.kind is OPERATOR:
-            return "operator" in caller.scopes
+            return not caller.scopes.isdisjoint(self.operator_scopes)
         return caller.kind is RESIDENT or self.scope is None or self.scope in caller.scopes
+
+    @property
+    def operator_scopes(self) -> tuple[str, ...]:
+        """The scopes of which an operator needs one."""
+        return ("operator", *([f"operator:{self.area}"] if self.area else []))
 
     def security(self) -> list[dict[str, list[str]]] | None:
         """The door in OpenAPI: a list of alternatives, each a set of things needed together."""
@@ -101,7 +110,7 @@ class Door:
         if self.kinds & {DATA, MERCHANT, PLANT}:
             ways.append({"client": scopes})
         if OPERATOR in self.kinds:
-            ways.append({"client": ["operator"]})
+            ways += [{"client": [scope]} for scope in self.operator_scopes]
         return ways
 
     def refusals(self) -> tuple[str, ...]:
@@ -114,18 +123,23 @@ class Door:
 
 
 def door(
-    *kinds: Kind, scope: str | None = None, body_max: int | None = BODY_MAX
+    *kinds: Kind,
+    scope: str | None = None,
+    area: str | None = None,
+    body_max: int | None = BODY_MAX,
 ) -> Callable[[View], View]:
     """Declare who may call a view; the outermost decorator of the method.
 
-    `scope` is what partners, merchants, banks and plants need; operators need `operator`, and may
-    use every plant door. `body_max` in bytes; None lets the view stream and bound the body itself.
+    `scope` is what partners, merchants, banks and plants need. Operators need `operator`, or the
+    scope of the door's `area`; with `operator` they may use every plant door.
+    `body_max` in bytes; None lets the view stream and bound the body itself.
     """
     admitted = frozenset(kinds) | ({OPERATOR} if PLANT in kinds else frozenset())
     assert admitted, "a door admits somebody"
     assert admitted.isdisjoint({OPEN, INTERNAL}) or len(admitted) == 1, admitted
     assert scope is None or scope in clients.SCOPES, scope
-    declared = Door(admitted, scope, body_max)
+    assert area is None or (area in clients.AREAS and OPERATOR in admitted), area
+    declared = Door(admitted, scope, body_max, area)
 
     def decorate(view: View) -> View:
         @wraps(view)

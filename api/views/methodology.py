@@ -158,7 +158,7 @@ class RestatementAnswer(ma.Schema):
 
 @blueprint.route("/v1/operator/methodology")
 class Versions(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="methodology")
     @blueprint.arguments(PageQuery, location="query")
     @blueprint.response(200, page_of(VersionAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Versions(MethodView):
 
 @blueprint.route("/v1/operator/methodology/versions/<version>")
 class OneVersion(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="methodology")
     @blueprint.response(200, VersionTextAnswer)
     def get(self, version: str) -> dict[str, Any]:
         """One version with its text, to begin a draft from"""
@@ -181,7 +181,7 @@ class OneVersion(MethodView):
 
 @blueprint.route("/v1/operator/methodology/preview")
 class Previewed(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="methodology")
     @blueprint.arguments(PreviewRequest)
     @idempotent()
     @blueprint.response(200, PreviewReportAnswer)
@@ -208,7 +208,7 @@ class Previewed(MethodView):
 
 @blueprint.route("/v1/operator/methodology/previews/<job_id>")
 class OnePreview(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="methodology")
     @blueprint.response(200, PreviewAnswer)
     def get(self, job_id: str) -> dict[str, Any]:
         """The report of a preview of the whole city; null until its job is done"""
@@ -220,7 +220,7 @@ class OnePreview(MethodView):
 
 @blueprint.route("/v1/operator/methodology/publish")
 class Published(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="methodology")
     @refuses("version_exists", "first_day_taken", "approved_too_late")
     @blueprint.arguments(PublishRequest)
     @idempotent()
@@ -237,7 +237,7 @@ class Published(MethodView):
 
 @blueprint.route("/v1/operator/methodology/<version>/approve")
 class ApprovedVersion(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="methodology")
     @refuses("second_operator_needed", "first_day_taken", "approved_too_late", "validation_failed")
     @idempotent()
     @blueprint.response(200, VersionAnswer)
@@ -248,7 +248,7 @@ class ApprovedVersion(MethodView):
 
 @blueprint.route("/v1/operator/methodology/restatements/<job_id>")
 class OneRestatement(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="methodology")
     @blueprint.response(200, RestatementAnswer)
     def get(self, job_id: str) -> dict[str, Any]:
         """What a restatement has changed so far, who asked for it and who approved"""

@@ -134,7 +134,7 @@ class ReverseRequest(Schema):
 
 @blueprint.route("/v1/operator/merchants")
 class Merchants(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="rewards")
     @blueprint.arguments(MerchantRequest)
     @idempotent(secrets=("client_secret",))
     @blueprint.response(201, MerchantAnswer)
@@ -155,7 +155,7 @@ class Merchants(MethodView):
 
 @blueprint.route("/v1/operator/rewards")
 class OperatorRewards(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="rewards")
     @refuses("not_found")
     @blueprint.arguments(RewardRequest)
     @idempotent()
@@ -178,7 +178,7 @@ class OperatorRewards(MethodView):
         audit.note(caller().id, "reward added", reward.id)
         return reward
 
-    @door(OPERATOR)
+    @door(OPERATOR, area="rewards")
     @blueprint.arguments(PageQuery, location="query")
     @blueprint.response(200, page_of(OperatorRewardAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class OperatorRewards(MethodView):
 
 @blueprint.route("/v1/operator/partners")
 class Partners(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="partners")
     @blueprint.arguments(PartnerRequest)
     @idempotent(secrets=("client_secret", "hmac_key_b64"))
     @blueprint.response(201, PartnerAnswer)
@@ -220,7 +220,7 @@ class Partners(MethodView):
 
 @blueprint.route("/v1/operator/activities/<activity_id>/reverse")
 class ReversedActivity(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="support")
     @refuses("nothing_to_reverse", "account_busy")
     @blueprint.arguments(ReverseRequest)
     @idempotent()

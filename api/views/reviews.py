@@ -209,7 +209,7 @@ class MyAppeals(MethodView):
 
 @blueprint.route("/v1/operator/reviews")
 class Reviews(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="support")
     @blueprint.arguments(ReviewQuery, location="query")
     @blueprint.response(200, page_of(ReviewAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +220,7 @@ class Reviews(MethodView):
 
 @blueprint.route("/v1/operator/reviews/<review_id>/photos/<photo_id>")
 class ReviewedPhoto(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="support")
     @blueprint.response(200, {"type": "string"}, description="The picture", content_type=JPEG)
     def get(self, review_id: str, photo_id: str) -> Response:
         """One photo of a review"""
@@ -232,7 +232,7 @@ class ReviewedPhoto(MethodView):
 
 @blueprint.route("/v1/operator/reviews/<review_id>/decide")
 class ReviewDecision(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="support")
     @refuses("already_decided", "account_busy")
     @blueprint.arguments(ReviewDecisionRequest)
     @idempotent()
@@ -249,7 +249,7 @@ class ReviewDecision(MethodView):
 
 @blueprint.route("/v1/operator/appeals")
 class Appeals(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="support")
     @blueprint.arguments(AppealQuery, location="query")
     @blueprint.response(200, page_of(OperatorAppealAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -260,7 +260,7 @@ class Appeals(MethodView):
 
 @blueprint.route("/v1/operator/appeals/<appeal_id>/decide")
 class AppealDecision(MethodView):
-    @door(OPERATOR)
+    @door(OPERATOR, area="support")
     @refuses("already_decided", "not_appealable", "not_creditable", "claim_held", "account_busy")
     @blueprint.arguments(AppealDecisionRequest)
     @idempotent()
