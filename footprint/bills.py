@@ -281,6 +281,12 @@ def by_id(bill_id: str) -> Bill:
     return _bill(found)
 
 
+def shared_with(resident: str, bill_id: str) -> Bill | None:
+    """A bill the resident has a share in."""
+    found = _collection().find_one({"_id": bill_id, "residents": resident})
+    return _bill(found) if found else None
+
+
 def of_resident(resident: str, *, before: str | None, limit: int) -> list[Bill]:
     """The bills the resident has a share in, credited or not, the last to arrive first."""
     wanted: dict[str, Any] = {"residents": resident}
@@ -307,6 +313,11 @@ def emissions_between(resident: str, first: date, last: date) -> dict[Carrier, i
         share = Fraction(bill.use.days_within(first, last), bill.use.days * bill.shares)
         sums[bill.carrier] = sums.get(bill.carrier, Fraction(0)) + bill.emissions_mg * share
     return {carrier: total.__floor__() for carrier, total in sorted(sums.items())}
+
+
+def entry_key(bill: Bill, resident: str) -> str:
+    """The key of the entry that credits a resident's share of this revision of a bill."""
+    return f"bill:{bill.id}:{bill.revision}:{resident}"
 
 
 def _fingerprint(report: BillReport) -> str:

@@ -3,7 +3,8 @@
 The table is printed in docs/methodology.md; a test compares the two.
 """
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from accounting.errors import Language
 
@@ -158,6 +159,147 @@ REASONS: Final[dict[str, dict[Language, str]]] = {
     },
 }
 
+# What would have been needed, for each reason that leaves nothing credited. In braces: facts.
+NEEDED: Final[dict[str, dict[Language, str]]] = {
+    "in_the_future": {
+        "en": "A time not after {latest}.",
+        "zh": "发生时间不晚于 {latest}。",
+    },
+    "too_old": {
+        "en": "To arrive by {arrive_by}.",
+        "zh": "应在 {arrive_by} 之前上报。",
+    },
+    "behaviour_disabled": {
+        "en": "A version of the methodology that credits this behaviour.",
+        "zh": "需有计入该行为的减排方法学版本。",
+    },
+    "evidence_not_accepted": {
+        "en": "Evidence of class {evidence}; this was class {evidence_given}.",
+        "zh": "需 {evidence} 类证据，本次为 {evidence_given} 类。",
+    },
+    "only_from_bills": {
+        "en": "A bill of the utility for a meter account that is linked to you.",
+        "zh": "需由公用事业公司发送您已关联户号的账单。",
+    },
+    "implausible_quantity": {
+        "en": "A quantity of {quantity} {unit}.",
+        "zh": "数量应为 {quantity} {unit}。",
+    },
+    "implausible_speed": {
+        "en": "A speed of {kmh} km/h; this was {kmh_given} km/h.",
+        "zh": "速度应为 {kmh} 公里/小时，本次为 {kmh_given} 公里/小时。",
+    },
+    "implausible_duration": {
+        "en": "An end at most {hours} hours after the beginning.",
+        "zh": "结束时间应在开始后 {hours} 小时之内。",
+    },
+    "quantity_not_whole": {
+        "en": "A whole number.",
+        "zh": "数量应为整数。",
+    },
+    "quantity_not_one": {
+        "en": "One record for each number, with quantity 1.",
+        "zh": "每个单号应单独上报，数量为 1。",
+    },
+    "amount_too_small": {
+        "en": "A payment of at least {amount_fen_min} fen.",
+        "zh": "支付金额应不低于 {amount_fen_min} 分。",
+    },
+    "already_credited": {
+        "en": "An invoice, order, slip, meter month, card or vehicle day not credited before.",
+        "zh": "发票、订单、称重单、户号月份、卡片或车辆日应未曾计入。",
+    },
+    "overlapping_trip": {
+        "en": "A time at which no other trip of yours is credited.",
+        "zh": "该时段应没有您的其他已计入出行。",
+    },
+    "boarding_too_soon": {
+        "en": "At least {gap_minutes_min} minutes between two boardings of one line.",
+        "zh": "同一线路两次乘车间隔应不少于 {gap_minutes_min} 分钟。",
+    },
+    "lower_step_total": {
+        "en": "A higher total than the one credited for the day.",
+        "zh": "步数应高于当天已计入的步数。",
+    },
+    "day_count_cap": {
+        "en": "A day on which fewer than {day_count} are credited.",
+        "zh": "当天已计入次数应少于 {day_count} 次。",
+    },
+    "month_count_cap": {
+        "en": "A month in which fewer than {month_count} are credited.",
+        "zh": "当月已计入次数应少于 {month_count} 次。",
+    },
+    "day_gram_cap": {
+        "en": "A day on which less than {day_g} g of this behaviour are credited.",
+        "zh": "该行为当天已计入减排量应低于 {day_g} 克。",
+    },
+    "overall_day_cap": {
+        "en": "A day on which less than {overall_day_g} g over travel and payments are credited.",
+        "zh": "出行与支付类当天已计入减排量合计应低于 {overall_day_g} 克。",
+    },
+    "net_of_transit": {
+        "en": "A day on which transit and cycling earned less than the stop-driving day.",
+        "zh": "当天公共交通与骑行所得减排量应低于停驶减排量。",
+    },
+    "stop_day_covers": {
+        "en": "A day without a stop-driving day, or more transit than it covers.",
+        "zh": "当天应未计入停驶，或公共交通与骑行减排量高于停驶减排量。",
+    },
+    "needs_history": {
+        "en": "Actual bills that cover the twelve months before, and the same month before.",
+        "zh": "需有覆盖此前十二个月及往年同月的实际抄表账单。",
+    },
+    "no_saving": {
+        "en": "Less use than in the same months of the years before.",
+        "zh": "用量应低于往年同期。",
+    },
+    "tier_3": {
+        "en": "At most 4,800 kWh in twelve months.",
+        "zh": "十二个月用电不超过 4800 千瓦时。",
+    },
+    "vacancy_review": {
+        "en": "An operator's decision that somebody lived there.",
+        "zh": "需运营人员复核认定有人居住。",
+    },
+    "vacant_home": {
+        "en": "Somebody living there.",
+        "zh": "住宅应有人居住。",
+    },
+    "bill_estimated": {
+        "en": "The bill of the actual reading, naming this one in `corrects`.",
+        "zh": "需由实际抄表账单以 corrects 更正本账单。",
+    },
+    "bill_history": {
+        "en": "To arrive by {arrive_by}.",
+        "zh": "应在 {arrive_by} 之前送达。",
+    },
+    "bill_month_credited": {
+        "en": "No other credited bill of this meter account in the month.",
+        "zh": "该户号当月应没有其他已计入的账单。",
+    },
+    "bill_corrected": {
+        "en": "Nothing: the bill that replaced it is what counts.",
+        "zh": "无需处理，以更正后的账单为准。",
+    },
+    "awaiting_review": {
+        "en": "Photos, and an operator who accepts them.",
+        "zh": "需上传照片并由运营人员审核通过。",
+    },
+    "photo_not_accepted": {
+        "en": "Photos of the odometer at the stop and at the next use, at least 24 hours apart.",
+        "zh": "需提供停驶时与再次用车时的里程表照片，两次间隔至少 24 小时。",
+    },
+    "reversed": {
+        "en": "Nothing: whoever reported or decided it took it back.",
+        "zh": "无需处理，上报方或运营人员已撤销。",
+    },
+}
+
 
 def text(code: str, language: Language) -> str:
     return REASONS[code][language]
+
+
+def needed(code: str, language: Language, facts: Mapping[str, Any]) -> str | None:
+    """What would have been needed; None for a reason that stands beside a credit."""
+    return NEEDED[code][language].format(**facts) if code in NEEDED else None

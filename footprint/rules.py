@@ -170,13 +170,15 @@ def _within(value: Decimal, low: Decimal | None, high: Decimal | None) -> bool:
     return (low is None or value >= low) and (high is None or value <= high)
 
 
+def speed_kmh(report: Report) -> Decimal | None:
+    """How fast a trip was; None where it has no end, or took no time."""
+    milliseconds = (report.over - report.start) // timedelta(milliseconds=1)
+    return report.quantity * 3_600_000 / milliseconds if milliseconds else None
+
+
 def _speed_fits(report: Report, limits: Plausible) -> bool:
-    assert report.end is not None
-    milliseconds = (report.end - report.start) // timedelta(milliseconds=1)
-    if milliseconds == 0:
-        return limits.kmh_max is None
-    kmh = report.quantity * 3_600_000 / milliseconds
-    return _within(kmh, limits.kmh_min, limits.kmh_max)
+    kmh = speed_kmh(report)
+    return limits.kmh_max is None if kmh is None else _within(kmh, limits.kmh_min, limits.kmh_max)
 
 
 def quantify(behaviour: Behaviour, quantity: Decimal, *, by_trip: bool = False) -> int:

@@ -136,7 +136,7 @@ def _claimed(bill: Bill) -> bool:
 
 def _post_share(bill: Bill, resident: str) -> Entry:
     entry = book.post(
-        _ask(bill, resident, "earn", _key(bill, resident)),
+        _ask(bill, resident, "earn", bills.entry_key(bill, resident)),
         lambda head, now: _decide(bill, head, now),
     ).entry
     after_mg = entry.after.get("lifetime_mg", 0)
@@ -156,7 +156,7 @@ def _take_back(bill_id: str, *, by: str) -> None:
         raise AccountBusy(retry_after=1)
     assert marked.judgement is not None
     for resident in marked.residents if marked.judgement.mg else ():
-        earlier = book.by_key(resident, _key(marked, resident))
+        earlier = book.by_key(resident, bills.entry_key(marked, resident))
         assert earlier is not None, "a settled bill has every entry"
         _post_reversal(marked, resident, earlier, by)
     claims.release(marked.id)
@@ -165,13 +165,9 @@ def _take_back(bill_id: str, *, by: str) -> None:
 
 def _post_reversal(bill: Bill, resident: str, earlier: Entry, by: str) -> None:
     book.post(
-        _ask(bill, resident, "reverse", f"{_key(bill, resident)}:reverse"),
+        _ask(bill, resident, "reverse", f"{bills.entry_key(bill, resident)}:reverse"),
         lambda head, now: _decide_reversal(bill, earlier, head, now, by),
     )
-
-
-def _key(bill: Bill, resident: str) -> str:
-    return f"bill:{bill.id}:{bill.revision}:{resident}"
 
 
 def _ask(bill: Bill, resident: str, kind: str, key: str) -> Ask:

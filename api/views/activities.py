@@ -17,7 +17,7 @@ from api.paging import PageQuery, page, page_of, place
 from api.problems import Invalid, language
 from api.reports import ActivityAnswer, ReportFields, report_of, shown
 from api.security import OPEN, RESIDENT, caller, door
-from footprint import activities, explanation, methodology
+from footprint import activities, methodology
 from footprint.activities import Activity
 from footprint.methodology import Behaviour
 from integrations import firebase
@@ -95,18 +95,6 @@ class BehavioursAnswer(ma.Schema):
     items = fields.List(fields.Nested(BehaviourAnswer), required=True)
 
 
-class ExplanationAnswer(ma.Schema):
-    inputs = fields.Dict(required=True)
-    formula = fields.String(required=True)
-    steps = fields.List(fields.Dict(), required=True)
-    factors = fields.List(fields.Dict(), required=True)
-    caps = fields.Dict(required=True)
-    rounding = fields.String(required=True)
-    points = fields.Dict(required=True)
-    reduction_mg = fields.Integer(required=True)
-    appeal = fields.Dict(required=True, allow_none=True)
-
-
 @blueprint.route("/v1/behaviours")
 class Behaviours(MethodView):
     @door(OPEN)
@@ -167,15 +155,6 @@ class OneActivity(MethodView):
     def get(self, activity_id: str) -> dict[str, Any]:
         """One of my activities"""
         return shown(mine(activity_id))
-
-
-@blueprint.route("/v1/activities/<activity_id>/explanation")
-class Explanation(MethodView):
-    @door(RESIDENT)
-    @blueprint.response(200, ExplanationAnswer)
-    def get(self, activity_id: str) -> dict[str, Any]:
-        """How the grams and points of an activity came about"""
-        return explanation.of(mine(activity_id))
 
 
 def _report(wanted: dict[str, Any]) -> tuple[Activity, bool]:
