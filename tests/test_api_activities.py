@@ -504,7 +504,14 @@ def test_behaviours_are_open_to_all_and_say_everything_a_phone_needs(app: Flask)
         "zh": "自行车/公共自行车/共享单车", "en": "Cycling, own or shared bicycle",
     }  # fmt: skip
     assert (bike["name"], bike["unit"]) == (bike["names"]["zh"], "km")
-    assert bike["factor"] == {"id": "QZ-RES-2026.1/bike_km", "mg_num": 48_700, "mg_den": 1}
+    assert bike["factor"] == {
+        "id": "QZ-RES-2026.1/bike_km", "mg_num": 48_700, "mg_den": 1, "trip_mg": None,
+        "derivation": {}, "valid_from": "2024-01-01", "review_by": "2028-01-01",
+    }  # fmt: skip
+    assert bike["limits"] == {
+        "quantity_min": Decimal("0.3"), "quantity_max": 15, "kmh_min": 4, "kmh_max": 25,
+        "gap_minutes_min": None, "amount_fen_min": None, "step_limit": None,
+    }  # fmt: skip
     assert bike["caps"] == {"day_g": 730, "day_count": 10, "month_count": None}
     assert (bike["maturity"], bike["evidence"]) == ({"hours": 0}, ["A", "B"])
     assert "S17" in bike["source"]

@@ -11,7 +11,7 @@ from accounting import clock
 from accounting.errors import DomainError, NotFound
 from api import problems
 from api.idempotency import idempotent
-from api.numbers import EachAlone, Flag, Grams, Schema
+from api.numbers import CityDay, EachAlone, Flag, Grams, Quantity, Schema
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, page, page_of, place
 from api.problems import Invalid, language
@@ -19,7 +19,7 @@ from api.reports import ActivityAnswer, ReportFields, report_of, shown
 from api.security import OPEN, RESIDENT, caller, door
 from footprint import activities, methodology
 from footprint.activities import Activity
-from footprint.methodology import Behaviour
+from footprint.methodology import Behaviour, Methodology
 from integrations import firebase
 from points import crediting
 
@@ -65,9 +65,27 @@ class MaturityAnswer(ma.Schema):
 
 
 class FactorAnswer(ma.Schema):
+    """Exact milligrams a unit: `mg_num / mg_den`; `trip_mg` for a trip of unknown length."""
+
     id = fields.String(required=True)
     mg_num = fields.Integer(required=True)
     mg_den = fields.Integer(required=True)
+    trip_mg = fields.Integer(required=True, allow_none=True)
+    derivation = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
+    valid_from = CityDay(required=True)
+    review_by = CityDay(required=True)
+
+
+class LimitsAnswer(ma.Schema):
+    """What one record can be; null is not checked."""
+
+    quantity_min = Quantity(required=True, allow_none=True)
+    quantity_max = Quantity(required=True, allow_none=True)
+    kmh_min = Quantity(required=True, allow_none=True)
+    kmh_max = Quantity(required=True, allow_none=True)
+    gap_minutes_min = fields.Integer(required=True, allow_none=True)
+    amount_fen_min = fields.Integer(required=True, allow_none=True)
+    step_limit = fields.Integer(required=True, allow_none=True)
 
 
 class BehaviourAnswer(ma.Schema):
@@ -80,6 +98,7 @@ class BehaviourAnswer(ma.Schema):
     formula = fields.String(required=True)
     factor = fields.Nested(FactorAnswer, required=True)
     caps = fields.Nested(CapsAnswer, required=True)
+    limits = fields.Nested(LimitsAnswer, required=True)
     maturity = fields.Nested(MaturityAnswer, required=True)
     evidence = fields.List(fields.String(), required=True)
     attributes = fields.Dict(
@@ -104,7 +123,7 @@ class Behaviours(MethodView):
         rules = methodology.in_force(clock.city_day(clock.now()))
         return {
             "methodology_version": rules.version,
-            "items": [_behaviour(one) for one in rules.behaviours.values()],
+            "items": [_behaviour(rules, one) for one in rules.behaviours.values()],
         }
 
 
@@ -219,7 +238,8 @@ def _attested() -> bool:
     return firebase.verify_app_check(current_app.extensions["firebase"], token)
 
 
-def _behaviour(one: Behaviour) -> dict[str, Any]:
+def _behaviour(rules: Methodology, one: Behaviour) -> dict[str, Any]:
+    limits = one.plausible
     return {
         "code": one.code,
         "name": one.name[language()],
@@ -228,11 +248,28 @@ def _behaviour(one: Behaviour) -> dict[str, Any]:
         "unit": one.unit,
         "enabled": one.enabled,
         "formula": one.formula_text,
-        "factor": {"id": one.factor_id, "mg_num": one.mg_num, "mg_den": one.mg_den},
+        "factor": {
+            "id": one.factor_id,
+            "mg_num": one.mg_num,
+            "mg_den": one.mg_den,
+            "trip_mg": one.trip_mg,
+            "derivation": dict(one.derivation),
+            "valid_from": rules.valid_from,
+            "review_by": rules.review_by,
+        },
         "caps": {
             "day_g": one.caps.day_mg,
             "day_count": one.caps.day_count,
             "month_count": one.caps.month_count,
+        },
+        "limits": {
+            "quantity_min": limits.quantity_min,
+            "quantity_max": limits.quantity_max,
+            "kmh_min": limits.kmh_min,
+            "kmh_max": limits.kmh_max,
+            "gap_minutes_min": limits.gap_minutes_min,
+            "amount_fen_min": one.amount_fen_min,
+            "step_limit": one.step_limit,
         },
         "maturity": {"hours": int(one.maturity.total_seconds()) // 3600},
         "evidence": sorted(one.accepts),
