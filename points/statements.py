@@ -5,6 +5,7 @@ from datetime import datetime
 
 from accounting import book, clock
 from accounting.book import Entry
+from points.lots import day_of
 from points.wallet import AVAILABLE, UNIT, Wallet
 
 
@@ -41,11 +42,12 @@ def balance(resident: str, as_of: datetime | None = None) -> Balance:
     wallet.advance(instant)
     expiring: dict[str, int] = {}
     for lot in sorted(wallet.lots):
-        expiring[lot.expires_on] = expiring.get(lot.expires_on, 0) + lot.points
+        on = day_of(lot.expires_on).isoformat()
+        expiring[on] = expiring.get(on, 0) + lot.points
     return Balance(
         available=wallet.available,
         pending=wallet.pending_points,
-        held=0,
+        held=wallet.held_points,
         owed=wallet.owed_points,
         lifetime_earned=wallet.earned,
         spent=wallet.spent,

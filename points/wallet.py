@@ -1,32 +1,57 @@
-"""The wallet of one resident: pending, available and owed points, in lots. Pure.
+"""The wallet of one resident: pending, available, held and owed points, in lots. Pure.
 
 This is the only module that names the points books. A lot is points of one funder that expire on
 one day; spending takes what expires first. A `Wallet` is loaded from the state an entry left,
 brought to the present by `advance`, changed, and dumped into the next entry together with the
 lines it gathered.
 
-    earn     issued:<funder> -> pending | available | owed
+    earn     issued:<funder> -> pending | owed
     mature   pending         -> available           (tag `mature`)
     expire   available       -> expired:<funder>    (tag `expire`)
     spend    available       -> spent:<funder>
-    reopen   spent:<funder>  -> available           (a cancelled redemption)
+    hold     available       -> held
+    capture  held            -> spent:<funder>      (what is left returns)
+    release  held            -> available | owed    (tag `lapse` when its time is over)
+    reopen   spent:<funder>  -> available | owed    (a cancelled redemption)
     take     pending | available | owed -> issued:<funder>
+
+Points of one funder that pay what was earned from another leave a line in `between:<funder>` on
+both sides. So for each funder its shared points books are always the negative of its points in
+wallets, which is what the funder still owes the residents.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
-from typing import Any, NamedTuple
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
 
 from accounting import clock
 from accounting.book import Line, State, balance
 from accounting.errors import DomainError
+from points.lots import (
+    Hold,
+    Lot,
+    Pending,
+    day_number,
+    ms,
+    nearness,
+    pack_lots,
+    pack_pending,
+    split,
+    terms,
+    unpack_lots,
+    unpack_pending,
+)
 
 UNIT = "points"
-PENDING, AVAILABLE, OWED = "pending", "available", "owed"
-EXPIRY_MONTHS = 24
+PENDING, AVAILABLE, HELD, OWED = "pending", "available", "held", "owed"
+OWN_BOOKS = (PENDING, AVAILABLE, HELD, OWED)
+MATURE, EXPIRE, LAPSE = "mature", "expire", "lapse"
 REOPEN_GRACE = timedelta(days=30)
 # More than any resident can hold: 24 expiry months of a few funders, and three days at every cap.
 LOTS_MAX = 1_000
+HOLDS_MAX = 20
 
 
 class InsufficientPoints(DomainError):
@@ -37,40 +62,52 @@ class InsufficientPoints(DomainError):
     zh = "需要 {needed} 积分，当前可用 {available} 积分。"
 
 
-class Lot(NamedTuple):
-    """Points of one funder, usable up to and including the city day `expires_on`."""
+class TooManyHolds(DomainError):
+    """Facts: limit."""
 
-    expires_on: str
-    funder: str
-    points: int
+    code = "too_many_holds"
+    en = "At most {limit} holds may be open at once; capture or release one first."
+    zh = "同时最多保留 {limit} 笔积分冻结，请先完成或释放其中一笔。"
+    final = False
 
 
-class Pending(NamedTuple):
-    """Points that mature at an instant (milliseconds since 1970) and then join a lot."""
+class ReversalPolicy(StrEnum):
+    """How far taking an activity back may reach; its crediting entry names it."""
 
-    mature_ms: int
-    expires_on: str
-    funder: str
-    points: int
+    PENDING_ONLY = "pending_only"  # What has matured stays with the resident.
+    WITHIN_BALANCE = "within_balance"  # What was spent stays, and nothing becomes owed.
+    OWED = "owed"  # What is not there any more is recovered from later earnings.
+
+    @classmethod
+    def of(cls, refs: Mapping[str, Any]) -> "ReversalPolicy":
+        """The policy an activity was credited under, from the refs of its entry."""
+        return cls(refs.get("reversal_policy", cls.OWED))
 
 
 @dataclass
 class Wallet:
     lots: list[Lot] = field(default_factory=list)
     pending: list[Pending] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
     owed: dict[str, int] = field(default_factory=dict)
     earned: int = 0
     spent: int = 0
     expired: int = 0
     lines: list[Line] = field(default_factory=list)
+    # The city day it was brought to by `advance`.
+    today: int = 0
 
     @classmethod
     def load(cls, after: State) -> "Wallet":
         """The wallet inside the state an entry left."""
         state = after.get("wallet", {})
         return cls(
-            lots=[Lot(*lot) for lot in state.get("lots", ())],
-            pending=[Pending(*row) for row in state.get("pending", ())],
+            lots=unpack_lots(state.get("lots", ())),
+            pending=unpack_pending(state.get("pending", ())),
+            holds=[
+                Hold(name, until_ms, tuple(unpack_lots(lots)))
+                for name, until_ms, *lots in state.get("holds", ())
+            ],
             owed=dict(state.get("owed", {})),
             earned=state.get("earned", 0),
             spent=state.get("spent", 0),
@@ -78,16 +115,24 @@ class Wallet:
         )
 
     def dump(self) -> dict[str, Any]:
-        """The state to keep in the entry; bounded, about 40 bytes a lot."""
+        """The state to keep in the entry; bounded, about 15 bytes a lot.
+
+        Lots lie flat beside their funder, pending points beside funder and expiry, and what there
+        is nothing of is left out: every entry of the account carries this.
+        """
         assert len(self.lots) + len(self.pending) <= LOTS_MAX, "more lots than a wallet can hold"
-        return {
-            "lots": [list(lot) for lot in sorted(self.lots)],
-            "pending": [list(row) for row in sorted(self.pending)],
+        state = {
+            "lots": pack_lots(self.lots),
+            "pending": pack_pending(self.pending),
+            "holds": [
+                [hold.id, hold.until_ms, *pack_lots(hold.lots)] for hold in sorted(self.holds)
+            ],
             "owed": {funder: points for funder, points in sorted(self.owed.items()) if points},
             "earned": self.earned,
             "spent": self.spent,
             "expired": self.expired,
         }
+        return {name: value for name, value in state.items() if value}
 
     @property
     def available(self) -> int:
@@ -98,21 +143,40 @@ class Wallet:
         return sum(row.points for row in self.pending)
 
     @property
+    def held_points(self) -> int:
+        return sum(hold.points for hold in self.holds)
+
+    @property
     def owed_points(self) -> int:
         return sum(self.owed.values())
 
     def advance(self, now: datetime) -> None:
-        """Let time pass: what matured becomes available, what expired leaves."""
-        now_ms = _ms(now)
-        today = clock.city_day(now).isoformat()
+        """Let time pass: what matured becomes available, what expired leaves, old holds lapse."""
+        self.mature(now)
+        self.lapse(now)
+        self.expire(now)
+
+    def mature(self, now: datetime) -> None:
+        """Let what is mature become available; a part of `advance`."""
+        now_ms = ms(now)
         for row in [row for row in self.pending if row.mature_ms <= now_ms]:
             self.pending.remove(row)
             self._add(Lot(row.expires_on, row.funder, row.points))
-            self._move(PENDING, AVAILABLE, row.points, "mature")
-        for lot in [lot for lot in self.lots if lot.expires_on < today]:
+            self._move(PENDING, AVAILABLE, row.points, MATURE)
+
+    def lapse(self, now: datetime) -> None:
+        """Let go of what was held for as long as it was asked for; a part of `advance`."""
+        now_ms = ms(now)
+        for hold in [hold for hold in self.holds if hold.until_ms <= now_ms]:
+            self.release(hold, LAPSE)
+
+    def expire(self, now: datetime) -> None:
+        """Let what expired leave; a part of `advance`. Held points expire once they are free."""
+        self.today = day_number(clock.city_day(now))
+        for lot in [lot for lot in self.lots if lot.expires_on < self.today]:
             self.lots.remove(lot)
             self.expired += lot.points
-            self._move(AVAILABLE, f"expired:{lot.funder}", lot.points, "expire")
+            self._move(AVAILABLE, f"expired:{lot.funder}", lot.points, EXPIRE)
 
     def earn(self, points: int, funder: str, *, over: datetime, maturity: timedelta) -> None:
         """Issue points of a funder for something that was over at an instant.
@@ -124,11 +188,10 @@ class Wallet:
         if points == 0:
             return
         self.earned += points
-        points -= self._recover(points, funder)
+        points -= self._recover(f"issued:{funder}", points, funder)
         if points:
-            month = clock.add_months(clock.city_month(over), EXPIRY_MONTHS)
-            expires_on = clock.last_day(month).isoformat()
-            self._add_pending(Pending(_ms(over + maturity), expires_on, funder, points))
+            mature_ms, expires_on = terms(over, maturity)
+            self._add_pending(Pending(mature_ms, expires_on, funder, points))
             self._move(f"issued:{funder}", PENDING, points)
 
     def spend(self, points: int) -> list[Lot]:
@@ -136,44 +199,88 @@ class Wallet:
 
         Raises `InsufficientPoints`; then nothing changed.
         """
-        assert points > 0, points
-        if points > self.available:
-            raise InsufficientPoints(needed=points, available=self.available)
-        taken: list[Lot] = []
-        for lot in sorted(self.lots):
-            part = min(lot.points, points - sum(one.points for one in taken))
-            if part:
-                taken.append(lot._replace(points=part))
-                self._remove(lot, part)
-                self._move(AVAILABLE, f"spent:{lot.funder}", part)
+        taken = self._draw(points)
         self.spent += points
+        for lot in taken:
+            self._move(AVAILABLE, f"spent:{lot.funder}", lot.points)
         return taken
 
-    def reopen(self, taken: list[Lot], now: datetime) -> None:
+    def reopen(self, taken: Iterable[Lot], now: datetime) -> None:
         """Give spent points back to the lots they came from, with their own dates.
 
-        A lot that expired meanwhile gets 30 days of grace from now.
+        What the resident owes is paid first. A lot that expired meanwhile gets 30 days of grace
+        from now.
         """
         today = clock.city_day(now)
-        for lot in taken:
-            expires_on = lot.expires_on
-            if date.fromisoformat(expires_on) < today:
-                expires_on = (today + REOPEN_GRACE).isoformat()
-            self._add(lot._replace(expires_on=expires_on))
+        for lot in sorted(taken, reverse=True):
             self.spent -= lot.points
-            self._move(f"spent:{lot.funder}", AVAILABLE, lot.points)
+            if lot.expires_on < day_number(today):
+                lot = lot._replace(expires_on=day_number(today + REOPEN_GRACE))
+            self._return(f"spent:{lot.funder}", lot)
 
-    def take_back(self, points: int, funder: str, *, over: datetime, maturity: timedelta) -> None:
-        """Undo an earning: own pending, own lot, same funder latest-expiring, others, then owed.
+    def hold(self, name: str, points: int, until: datetime) -> Hold:
+        """Set points aside, first expiring first, until they are captured, released, or `until`.
 
-        Nothing is taken from an expired lot; `advance` has removed those before.
+        They keep their lots and dates: what expires meanwhile can still be captured, and leaves
+        when it is released. Raises `InsufficientPoints` and `TooManyHolds`; then nothing changed.
+        """
+        if len(self.holds) >= HOLDS_MAX:
+            raise TooManyHolds(limit=HOLDS_MAX)
+        held = Hold(name, ms(until), tuple(self._draw(points)))
+        self.holds.append(held)
+        self._move(AVAILABLE, HELD, points)
+        return held
+
+    def held(self, name: str) -> Hold | None:
+        """A hold that is open, by its name."""
+        return next((hold for hold in self.holds if hold.id == name), None)
+
+    def capture(self, hold: Hold, points: int) -> list[Lot]:
+        """Spend points of an open hold, first expiring first; the others return to their lots."""
+        assert 0 < points <= hold.points, (points, hold)
+        self.holds.remove(hold)
+        taken, left = split(hold.lots, points)
+        self.spent += points
+        for lot in taken:
+            self._move(HELD, f"spent:{lot.funder}", lot.points)
+        for lot in reversed(left):
+            self._return(HELD, lot)
+        return taken
+
+    def release(self, hold: Hold, tag: str = "") -> None:
+        """Return the points of an open hold to their lots; what the resident owes is paid first."""
+        self.holds.remove(hold)
+        for lot in sorted(hold.lots, reverse=True):
+            self._return(HELD, lot, tag)
+
+    def take_back(
+        self,
+        points: int,
+        funder: str,
+        *,
+        over: datetime,
+        maturity: timedelta,
+        policy: ReversalPolicy = ReversalPolicy.OWED,
+    ) -> int:
+        """Undo an earning as far as its policy reaches; returns how many points it took back.
+
+        Own pending points go first, then the own lot, the same funder's latest expiring, other
+        funders' latest expiring, and what is left becomes owed to the funder. Nothing is taken back
+        of a month that has expired: its points are gone, and whoever had spent them did so long
+        ago. Held points are promised to somebody and stay where they are.
         """
         assert points >= 0, points
-        self.earned -= points
-        left = points - self._take(points, funder, over, maturity, own_only=False)
-        if left:
-            self.owed[funder] = self.owed.get(funder, 0) + left
-            self._move(OWED, f"issued:{funder}", left)
+        mature_ms, expires_on = terms(over, maturity)
+        if expires_on < self._today:
+            return 0
+        own = Pending(mature_ms, expires_on, funder, 0)
+        taken = self._take(points, own, pending_only=policy is ReversalPolicy.PENDING_ONLY)
+        if policy is ReversalPolicy.OWED and taken < points:
+            self.owed[funder] = self.owed.get(funder, 0) + points - taken
+            self._move(OWED, f"issued:{funder}", points - taken)
+            taken = points
+        self.earned -= taken
+        return taken
 
     def take_what_is_left(
         self, points: int, funder: str, *, over: datetime, maturity: timedelta
@@ -184,64 +291,93 @@ class Wallet:
         nothing becomes owed.
         """
         assert points >= 0, points
-        taken = self._take(points, funder, over, maturity, own_only=True)
+        mature_ms, expires_on = terms(over, maturity)
+        if expires_on < self._today:
+            return 0
+        taken = self._take(points, Pending(mature_ms, expires_on, funder, 0), own_funder=True)
         self.earned -= taken
         return taken
 
+    def adjust(self, points: int, funder: str, *, over: datetime, maturity: timedelta) -> int:
+        """Change an earning by a difference; returns how many points moved, with their sign.
+
+        More is earned on the terms of the earning. Less is taken back within the balance, so that a
+        better record of the same trip never makes a debt.
+        """
+        if points >= 0:
+            self.earn(points, funder, over=over, maturity=maturity)
+            return points
+        policy = ReversalPolicy.WITHIN_BALANCE
+        return -self.take_back(-points, funder, over=over, maturity=maturity, policy=policy)
+
+    @property
+    def _today(self) -> int:
+        assert self.today, "bring the wallet to the present first"
+        return self.today
+
+    def _draw(self, points: int) -> list[Lot]:
+        """Take points out of the lots, first expiring first, without saying where they go."""
+        assert points > 0, points
+        if points > self.available:
+            raise InsufficientPoints(needed=points, available=self.available)
+        taken, self.lots = split(self.lots, points)
+        return taken
+
     def _take(
-        self, points: int, funder: str, over: datetime, maturity: timedelta, *, own_only: bool
+        self, points: int, own: Pending, *, pending_only: bool = False, own_funder: bool = False
     ) -> int:
-        """Take points out of pending and lots, `own_only` those of the funder; returns how many."""
-        month = clock.add_months(clock.city_month(over), EXPIRY_MONTHS)
-        expires_on = clock.last_day(month).isoformat()
-        own_pending = (_ms(over + maturity), expires_on, funder)
+        """Take points out of pending and lots, nearest first; returns how many were there."""
+        rows: list[Lot | Pending] = [*self.pending, *self.lots]
+        if pending_only:
+            rows = [row for row in self.pending if row[:3] == own[:3]]
+        if own_funder:
+            rows = [row for row in rows if row.funder == own.funder]
         left = points
-        # Own pending comes first of all, other pending points only after every lot.
-        for row in [row for row in self.pending if row[:3] == own_pending]:
-            left -= self._take_pending(row, left, funder)
-        for lot in sorted(
-            (lot for lot in self.lots if lot.funder == funder or not own_only),
-            key=lambda lot: (
-                lot[:2] == (expires_on, funder),
-                lot.funder == funder,
-                lot,
-            ),
-            reverse=True,
-        ):
-            part = min(lot.points, left)
-            if part:
-                self._remove(lot, part)
-                self._move(AVAILABLE, f"issued:{funder}", part)
-                left -= part
-        rows = [row for row in self.pending if row.funder == funder or not own_only]
-        for row in sorted(rows, key=lambda row: (row.funder == funder, row), reverse=True):
-            left -= self._take_pending(row, left, funder)
+        for row in sorted(rows, key=lambda row: nearness(row, own), reverse=True):
+            part = min(row.points, left)
+            if part == 0:
+                break
+            left -= part
+            if isinstance(row, Pending):
+                self.pending.remove(row)
+                if row.points > part:
+                    self.pending.append(row._replace(points=row.points - part))
+                self._move(PENDING, f"issued:{own.funder}", part)
+            else:
+                self.lots.remove(row)
+                if row.points > part:
+                    self.lots.append(row._replace(points=row.points - part))
+                self._move(AVAILABLE, f"issued:{own.funder}", part)
+            self._pay_between(row.funder, own.funder, part)
         return points - left
 
-    def _take_pending(self, row: Pending, most: int, funder: str) -> int:
-        part = min(row.points, most)
-        if part:
-            self.pending.remove(row)
-            if row.points > part:
-                self.pending.append(row._replace(points=row.points - part))
-            self._move(PENDING, f"issued:{funder}", part)
-        return part
+    def _return(self, source: str, lot: Lot, tag: str = "") -> None:
+        """Bring points back from a book to their lot, or pay with them what is owed."""
+        left = lot.points - self._recover(source, lot.points, lot.funder, tag)
+        if left:
+            self._add(lot._replace(points=left))
+            self._move(source, AVAILABLE, left, tag)
 
-    def _recover(self, points: int, funder: str) -> int:
-        """Pay what is owed out of new earnings; the debt was to a funder, the coin is another's."""
+    def _recover(self, source: str, points: int, funder: str, tag: str = "") -> int:
+        """Pay what is owed with points of a funder, to itself first; returns how many it took."""
         paid = 0
         for creditor in sorted(self.owed, key=lambda name: (name != funder, name)):
             part = min(self.owed[creditor], points - paid)
             if part:
                 self.owed[creditor] -= part
-                self._move(f"issued:{funder}", OWED, part)
+                self._move(source, OWED, part, tag)
+                self._pay_between(funder, creditor, part, tag)
                 paid += part
         return paid
 
+    def _pay_between(self, payer: str, creditor: str, points: int, tag: str = "") -> None:
+        """Note that points of one funder made up for what another had issued."""
+        if payer != creditor:
+            self._move(f"between:{creditor}", f"between:{payer}", points, tag)
+
     def _move(self, source: str, target: str, points: int, tag: str = "") -> None:
-        if points:
-            self._note(source, -points, tag)
-            self._note(target, points, tag)
+        self._note(source, -points, tag)
+        self._note(target, points, tag)
 
     def _note(self, book: str, points: int, tag: str) -> None:
         """Add to the line of a book: however many lots move at once, an entry has few lines."""
@@ -252,44 +388,40 @@ class Wallet:
         self.lines.append(Line(UNIT, book, points, tag))
 
     def _add(self, lot: Lot) -> None:
-        for place, held in enumerate(self.lots):
-            if (held.expires_on, held.funder) == (lot.expires_on, lot.funder):
-                self.lots[place] = held._replace(points=held.points + lot.points)
+        for place, there in enumerate(self.lots):
+            if there[:2] == lot[:2]:
+                self.lots[place] = there._replace(points=there.points + lot.points)
                 return
         self.lots.append(lot)
 
     def _add_pending(self, row: Pending) -> None:
-        for place, held in enumerate(self.pending):
-            if held[:3] == row[:3]:
-                self.pending[place] = held._replace(points=held.points + row.points)
+        for place, there in enumerate(self.pending):
+            if there[:3] == row[:3]:
+                self.pending[place] = there._replace(points=there.points + row.points)
                 return
         self.pending.append(row)
-
-    def _remove(self, lot: Lot, points: int) -> None:
-        place = self.lots.index(lot)
-        if lot.points == points:
-            del self.lots[place]
-        else:
-            self.lots[place] = lot._replace(points=lot.points - points)
 
 
 def consistent(after: State) -> str | None:
     """Whether lots and counters agree with the balances of the book; for `book.verify`."""
     wallet = Wallet.load(after)
-    for book, held in (
+    for book, there in (
         (AVAILABLE, wallet.available),
         (PENDING, wallet.pending_points),
+        (HELD, wallet.held_points),
         (OWED, -wallet.owed_points),
     ):
-        if balance(after, UNIT, book) != held:
+        if balance(after, UNIT, book) != there:
             return f"its {book} points do not equal its lots"
-    if min((lot.points for lot in wallet.lots), default=1) <= 0:
+    rows: list[Lot | Pending] = [*wallet.lots, *wallet.pending]
+    rows += [lot for hold in wallet.holds for lot in hold.lots]
+    if min((row.points for row in rows), default=1) <= 0:
         return "it holds an empty or negative lot"
-    held = wallet.available + wallet.pending_points + wallet.spent + wallet.expired
-    if wallet.earned != held - wallet.owed_points:
-        return "earned points are not all available, pending, spent, expired or owed"
+    free = wallet.available + wallet.pending_points
+    if wallet.owed_points and free:
+        return "it owes points and has some that could pay"
+    if wallet.earned != (
+        free + wallet.held_points + wallet.spent + wallet.expired - wallet.owed_points
+    ):
+        return "earned points are not all available, pending, held, spent, expired or owed"
     return None
-
-
-def _ms(instant: datetime) -> int:
-    return (instant - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)

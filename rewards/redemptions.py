@@ -23,7 +23,8 @@ from accounting import book, clock, storage, sweeping
 from accounting.book import Ask, Decision, Head
 from accounting.errors import DomainError, KeyReused, NotFound
 from accounting.ids import new_id
-from points.wallet import InsufficientPoints, Lot, Wallet
+from points.lots import Lot
+from points.wallet import InsufficientPoints, Wallet
 from rewards import catalogue, vouchers
 from rewards.catalogue import OutOfStock, Reward, RewardUnavailable
 from rewards.vouchers import Voucher, VoucherExpired, VoucherUsed

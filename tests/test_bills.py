@@ -301,7 +301,7 @@ def test_the_worked_bill_credits_every_member_alike() -> None:
         assert (cell.mg, cell.points, cell.count, cell.bank_grade) == (9_948_000, 9_948, 1, True)
         reached, following = milestones.of_resident(resident)
         assert ([step.kg for step in reached], following) == ([1, 5], 10)
-        assert Wallet.load(head.after).lots[0].expires_on == "2028-04-30"
+        assert Wallet.load(head.after).lots[0].expires_on == 2028_04_30
     assert book.verify().problem is None
     assert [shown.id for shown in bills.of_resident(BO, before=None, limit=1)] == [april.id]
     assert len(bills.of_resident(BO, before=april.id, limit=99)) == 24

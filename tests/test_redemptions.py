@@ -167,7 +167,7 @@ def test_points_become_vouchers(offer: Offer) -> None:
         ("points", "available", -600, ""),
         ("points", "spent:city", 600, ""),
     ]
-    assert entry.refs["lots"] == [["2028-05-31", "city", 600]]
+    assert entry.refs["lots"] == [[2028_05_31, "city", 600]]
     assert redemptions.get(ANNA, done.id) == done
     everything_holds(reward)
 

@@ -1,18 +1,22 @@
-"""The wallet: lots, maturity, expiry, spending, giving back and taking back."""
+"""The wallet: lots, maturity, expiry, spending, holding, giving back and taking back."""
 
 from collections import Counter
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
 
+import bson
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from accounting import book, clock
 from accounting.book import Line, State
-from points.wallet import InsufficientPoints, Lot, Wallet, consistent
+from points.lots import Lot
+from points.wallet import (
+    HOLDS_MAX,
+    InsufficientPoints,
+    ReversalPolicy,
+    TooManyHolds,
+    Wallet,
+    consistent,
+)
 
 DAY, HOUR, MS = timedelta(days=1), timedelta(hours=1), timedelta(milliseconds=1)
 
@@ -20,6 +24,11 @@ DAY, HOUR, MS = timedelta(days=1), timedelta(hours=1), timedelta(milliseconds=1)
 def city(text: str) -> datetime:
     """An instant written in city time."""
     return datetime.fromisoformat(text).replace(tzinfo=clock.CITY).astimezone(UTC)
+
+
+def number(day: str) -> int:
+    """A city day as lots write it."""
+    return int(day.replace("-", ""))
 
 
 MAY_20 = city("2026-05-20 08:00")
@@ -79,7 +88,7 @@ def test_points_expire_at_the_end_of_the_24th_month_after_the_activity(
 ) -> None:
     wallet = Wallet()
     earned(wallet, 10, city(over))
-    assert wallet.lots == [Lot(expires_on, "city", 10)]
+    assert wallet.lots == [Lot(number(expires_on), "city", 10)]
     last_instant = clock.end_of_month(expires_on[:7]) - MS
     wallet.advance(last_instant)
     assert (wallet.available, wallet.expired) == (10, 0)
@@ -107,7 +116,7 @@ def test_points_of_one_month_and_funder_share_a_lot() -> None:
     for day in (1, 2, 30):
         earned(wallet, day, MAY_20.replace(day=day))
     earned(wallet, 5, MAY_20, funder="bank")
-    assert sorted(wallet.lots) == [Lot("2028-05-31", "bank", 5), Lot("2028-05-31", "city", 33)]
+    assert sorted(wallet.lots) == [Lot(2028_05_31, "bank", 5), Lot(2028_05_31, "city", 33)]
 
 
 def test_nothing_earned_moves_nothing() -> None:
@@ -124,8 +133,8 @@ def test_what_expires_first_is_spent_first() -> None:
     earned(wallet, 10, MAY_20)
     earned(wallet, 7, city("2026-04-30 12:00"))  # Arrived later, expires sooner.
     # 9 = all 7 that expire in April 2028, and 2 of those that expire in May.
-    assert wallet.spend(9) == [Lot("2028-04-30", "city", 7), Lot("2028-05-31", "city", 2)]
-    assert wallet.lots == [Lot("2028-05-31", "city", 8)]
+    assert wallet.spend(9) == [Lot(2028_04_30, "city", 7), Lot(2028_05_31, "city", 2)]
+    assert wallet.lots == [Lot(2028_05_31, "city", 8)]
     assert (wallet.available, wallet.spent) == (8, 9)
 
 
@@ -138,7 +147,7 @@ def test_spending_more_than_is_available_changes_nothing() -> None:
         wallet.spend(11)
     assert refused.value.facts == {"needed": 11, "available": 10}
     assert wallet.dump() == before
-    assert wallet.spend(10) == [Lot("2028-05-31", "city", 10)]
+    assert wallet.spend(10) == [Lot(2028_05_31, "city", 10)]
 
 
 def test_points_given_back_return_to_their_lots_with_their_dates() -> None:
@@ -172,7 +181,7 @@ def test_a_lot_that_expired_while_it_was_spent_gets_30_days_of_grace(
     wallet.advance(now)
     assert wallet.expired == 0
     wallet.reopen(taken, now)
-    assert wallet.lots == [Lot(expires_on, "city", 10)]
+    assert wallet.lots == [Lot(number(expires_on), "city", 10)]
     wallet.advance(clock.start_of(date.fromisoformat(expires_on) + DAY) - MS)
     assert wallet.available == 10
     wallet.advance(clock.start_of(date.fromisoformat(expires_on) + DAY))
@@ -193,7 +202,7 @@ def full_wallet() -> Wallet:
     return wallet
 
 
-MARCH, APRIL, MAY = "2028-03-31", "2028-04-30", "2028-05-31"
+MARCH, APRIL, MAY = 2028_03_31, 2028_04_30, 2028_05_31
 
 
 @pytest.mark.parametrize(
@@ -215,7 +224,7 @@ MARCH, APRIL, MAY = "2028-03-31", "2028-04-30", "2028-05-31"
     ],
 )
 def test_taking_back_takes_the_nearest_points_first(
-    points: int, lots: dict[tuple[str, str], int], pending: int, owed: int
+    points: int, lots: dict[tuple[int, str], int], pending: int, owed: int
 ) -> None:
     wallet = full_wallet()
     wallet.take_back(points, "city", over=city("2026-05-19 12:00"), maturity=48 * HOUR)
@@ -235,13 +244,83 @@ def test_taking_back_once_more_than_the_own_points_leaves_the_debt_to_the_funder
     assert (wallet.available, wallet.pending_points, wallet.earned) == (0, 0, 0)
 
 
-def test_nothing_is_taken_from_an_expired_month() -> None:
+def test_pending_points_of_the_same_funder_go_before_anything_of_another() -> None:
+    wallet = Wallet()
+    earned(wallet, 40, city("2026-05-10 12:00"), funder="b")
+    wallet.earn(7, "city", over=city("2026-05-19 13:00"), maturity=48 * HOUR)
+    wallet.earn(9, "city", over=city("2026-05-19 14:00"), maturity=48 * HOUR)
+    wallet.take_back(12, "city", over=city("2026-05-19 12:00"), maturity=48 * HOUR)
+    # The youngest 9 first, then 3 of the 7; b is not touched.
+    assert ([row.points for row in wallet.pending], wallet.available) == ([4], 40)
+
+
+@pytest.mark.parametrize(("today", "owed", "earned_now"), [("05-31", 10, 0), ("06-01", 0, 10)])
+def test_nothing_is_taken_from_an_expired_month(today: str, owed: int, earned_now: int) -> None:
+    """Points of May 2026 were spent; through May 2028 they can become owed, and never after."""
     wallet = Wallet()
     earned(wallet, 10, MAY_20)
-    now = city("2028-06-01 00:00")
-    wallet.advance(now)
-    wallet.take_back(10, "city", over=MAY_20, maturity=timedelta(0))
-    assert (wallet.expired, wallet.owed, wallet.earned) == (10, {"city": 10}, 0)
+    wallet.spend(10)
+    wallet.advance(city(f"2028-{today} 00:00"))
+    earned(wallet, 30, city(f"2028-{today} 00:00"), funder="bank")
+    wallet.spend(30)
+    taken = wallet.take_back(10, "city", over=MAY_20, maturity=timedelta(0))
+    assert (taken, wallet.owed_points, wallet.earned) == (owed, owed, earned_now + 30)
+    assert wallet.take_what_is_left(10, "city", over=MAY_20, maturity=timedelta(0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "taken", "left", "owed"),
+    [
+        # 111 were earned and 20 of them spent: 80 are in lots, 5 + 6 pending.
+        (ReversalPolicy.PENDING_ONLY, 5, 80 + 6, 0),
+        (ReversalPolicy.WITHIN_BALANCE, 91, 0, 0),
+        (ReversalPolicy.OWED, 100, 0, 9),
+    ],
+)
+def test_a_reversal_reaches_as_far_as_its_policy(
+    policy: ReversalPolicy, taken: int, left: int, owed: int
+) -> None:
+    wallet = full_wallet()
+    wallet.spend(20)
+    there = {"over": city("2026-05-19 12:00"), "maturity": 48 * HOUR}
+    assert wallet.take_back(100, "city", policy=policy, **there) == taken
+    assert wallet.available + wallet.pending_points == left
+    assert (wallet.owed_points, wallet.earned) == (owed, 111 - taken)
+
+
+def test_the_policy_is_read_from_the_entry_that_credited() -> None:
+    assert ReversalPolicy.of({"reversal_policy": "pending_only"}) is ReversalPolicy.PENDING_ONLY
+    assert ReversalPolicy.of({}) is ReversalPolicy.OWED
+
+
+def test_an_earning_is_adjusted_by_its_difference_and_never_into_debt() -> None:
+    wallet = Wallet()
+    earned(wallet, 50, MAY_20)
+    wallet.spend(45)
+    there = {"over": MAY_20, "maturity": timedelta(0)}
+    assert wallet.adjust(-20, "city", **there) == -5
+    assert (wallet.available, wallet.owed_points, wallet.earned) == (0, 0, 45)
+    assert wallet.adjust(8, "city", **there) == 8
+    assert (wallet.pending_points, wallet.earned) == (8, 53)
+
+
+def test_points_of_one_funder_that_pay_for_another_are_noted_between_them() -> None:
+    """What a funder owes residents is the negative of its shared books, whoever paid for whom."""
+    wallet = Wallet()
+    earned(wallet, 10, MAY_20)
+    earned(wallet, 10, MAY_20, funder="bank")
+    wallet.spend(10)  # The bank's: its name comes first in the same month.
+    wallet.take_back(15, "bank", over=MAY_20, maturity=timedelta(0))
+    # 10 of the city pay for the bank's; 5 are owed to the bank. Then the city pays 5 of its new 8.
+    wallet.earn(8, "city", over=MAY_20, maturity=HOUR)
+    assert sums(wallet.lines) == {
+        "issued:city": -10 - 8,
+        "issued:bank": -10 + 15,
+        "spent:bank": 10,
+        "between:city": 10 + 5,
+        "between:bank": -10 - 5,
+        "pending": 3,
+    }
 
 
 def test_what_is_owed_is_recovered_from_later_earnings_before_anything_is_pending() -> None:
@@ -285,6 +364,115 @@ def test_many_lots_that_move_at_once_still_fit_in_one_entry() -> None:
     assert len(reloaded.lines) <= book.LINES_PER_ENTRY_MAX
 
 
+# Holding.
+
+
+def test_held_points_are_set_aside_in_their_lots_until_they_are_spent() -> None:
+    wallet = Wallet()
+    earned(wallet, 7, city("2026-04-30 12:00"), funder="bank")
+    earned(wallet, 10, MAY_20)
+    wallet.lines.clear()
+    held = wallet.hold("h1", 9, MAY_20 + HOUR)
+    assert held.lots == (Lot(APRIL, "bank", 7), Lot(MAY, "city", 2))
+    assert (wallet.available, wallet.held_points, wallet.spent) == (8, 9, 0)
+    with pytest.raises(InsufficientPoints):
+        wallet.spend(9)
+    # 8 are taken, first expiring first; the ninth returns to May.
+    assert wallet.capture(held, 8) == [Lot(APRIL, "bank", 7), Lot(MAY, "city", 1)]
+    assert (wallet.available, wallet.held_points, wallet.spent) == (9, 0, 8)
+    assert wallet.lots == [Lot(MAY, "city", 9)]
+    assert sums(wallet.lines) == {"available": -8, "spent:bank": 7, "spent:city": 1}
+
+
+def test_a_hold_is_let_go_when_its_time_is_over_to_the_millisecond() -> None:
+    wallet = Wallet()
+    earned(wallet, 10, MAY_20)
+    before = wallet.dump()
+    wallet.hold("h1", 9, MAY_20 + HOUR)
+    reloaded = Wallet.load({"wallet": wallet.dump()})
+    reloaded.advance(MAY_20 + HOUR - MS)
+    assert reloaded.held("h1") is not None
+    reloaded.advance(MAY_20 + HOUR)
+    assert (reloaded.held("h1"), reloaded.dump()) == (None, before)
+    assert reloaded.lines == [
+        Line("points", "held", -9, "lapse"),
+        Line("points", "available", 9, "lapse"),
+    ]
+
+
+def test_what_expires_while_it_is_held_can_be_captured_and_expires_when_it_is_free() -> None:
+    last_instant = clock.end_of_month("2028-05") - MS
+    wallet = Wallet()
+    earned(wallet, 10, MAY_20)
+    wallet.advance(last_instant)
+    held = wallet.hold("h1", 10, last_instant + HOUR)
+    wallet.advance(last_instant + MS)
+    assert (wallet.held_points, wallet.expired) == (10, 0)
+    assert wallet.capture(held, 4) == [Lot(MAY, "city", 4)]
+    wallet.advance(last_instant + MS)
+    assert (wallet.available, wallet.spent, wallet.expired) == (0, 4, 6)
+
+
+def test_points_that_return_pay_what_is_owed_first() -> None:
+    """Held and spent points alike; those that expire last pay, the funder's own debt first."""
+    wallet = Wallet()
+    earned(wallet, 7, city("2026-04-30 12:00"), funder="bank")
+    earned(wallet, 20, MAY_20)
+    held = wallet.hold("h1", 10, MAY_20 + HOUR)  # 7 of the bank, 3 of the city.
+    taken = wallet.spend(17)
+    wallet.take_back(12, "city", over=MAY_20, maturity=timedelta(0))
+    assert (wallet.available, wallet.held_points, wallet.owed) == (0, 10, {"city": 12})
+    wallet.release(held)
+    # The city's 3 and all 7 of the bank: 2 are left to pay.
+    assert (wallet.available, wallet.owed) == (0, {"city": 2})
+    wallet.reopen(taken, MAY_20)
+    assert (wallet.lots, wallet.owed_points) == ([Lot(MAY, "city", 15)], 0)
+    # 27 less the 12 that were taken back.
+    assert (wallet.earned, wallet.spent, wallet.dump().get("owed")) == (15, 0, None)
+
+
+def test_only_so_many_holds_are_open_at_once() -> None:
+    wallet = Wallet()
+    earned(wallet, 100, MAY_20)
+    for name in range(HOLDS_MAX):
+        wallet.hold(str(name), 1, MAY_20 + HOUR)
+    with pytest.raises(TooManyHolds):
+        wallet.hold("one more", 1, MAY_20 + HOUR)
+    assert (wallet.available, wallet.held_points) == (100 - HOLDS_MAX, HOLDS_MAX)
+
+
+# How it lies in an entry.
+
+
+def test_what_is_dumped_is_loaded_again_and_nothing_else() -> None:
+    wallet = full_wallet()
+    wallet.spend(20)
+    wallet.hold("h1", 15, MAY_20 + HOUR)
+    wallet.owed = {"b": 0, "city": 3}
+    packed = wallet.dump()
+    assert packed == {
+        # 30 of March were spent by 20 and held by 10; 5 of April are held too.
+        "lots": [["b", MAY, 40], ["city", APRIL, 5, MAY, 20]],
+        "pending": [["b", MAY, 1_779_339_600_000, 6], ["city", MAY, 1_779_336_000_000, 5]],
+        "holds": [["h1", 1_779_238_800_000, ["city", MARCH, 10, APRIL, 5]]],
+        "owed": {"city": 3},
+        "earned": 111,
+        "spent": 20,
+    }
+    assert Wallet.load({"wallet": packed}).dump() == packed
+    assert Wallet().dump() == {}
+
+
+def test_two_years_of_points_lie_in_less_than_700_bytes() -> None:
+    wallet = Wallet()
+    for month in range(24):
+        earned(wallet, 5_000, MAY_20 - month * 30 * DAY)
+    for number in range(10):
+        over = MAY_20 + number * HOUR
+        wallet.earn(139, "city", over=over, maturity=48 * HOUR)
+    assert len(bson.encode(wallet.dump())) < 700
+
+
 # What `book.verify` asks of every state.
 
 
@@ -306,200 +494,16 @@ def test_a_wallet_that_disagrees_with_its_balances_is_found() -> None:
             wallet, available=100, pending=11, owed=-1
         ),
         "it holds an empty or negative lot": state_of(Wallet(lots=[Lot(MAY, "city", 0)])),
-        "earned points are not all available, pending, spent, expired or owed": state_of(
+        "its held points do not equal its lots": state_of(
+            wallet, available=100, pending=11, held=1
+        ),
+        "it owes points and has some that could pay": state_of(
+            Wallet(lots=[Lot(MAY, "city", 5)], owed={"city": 1}, earned=4), available=5, owed=-1
+        ),
+        "earned points are not all available, pending, held, spent, expired or owed": state_of(
             Wallet(lots=[Lot(MAY, "city", 5)], earned=4), available=5
         ),
     }
     assert {problem: consistent(state) for problem, state in wrong.items()} == {
         problem: problem for problem in wrong
     }
-
-
-# Against a model that keeps every single point.
-
-
-@dataclass
-class Point:
-    funder: str
-    mature: datetime
-    expires_on: str
-    state: str = "pending"
-
-
-@dataclass
-class Model:
-    """The rules once more, slow and plain: one object for each point ever issued."""
-
-    points: list[Point] = field(default_factory=list)
-    owed: Counter[str] = field(default_factory=Counter)
-    earned: int = 0
-
-    def of(self, *states: str) -> list[Point]:
-        return [point for point in self.points if point.state in states]
-
-    def let_time_pass(self, now: datetime) -> None:
-        for point in self.of("pending"):
-            if point.mature <= now:
-                point.state = "available"
-        for point in self.of("available"):
-            if clock.start_of(date.fromisoformat(point.expires_on) + DAY) <= now:
-                point.state = "expired"
-
-    def earn(self, count: int, funder: str, over: datetime, maturity: timedelta) -> None:
-        self.earned += count
-        month = clock.add_months(clock.city_month(over), 24)
-        for _ in range(count):
-            creditors = [funder, *sorted(self.owed)]
-            creditor = next((name for name in creditors if self.owed[name]), None)
-            if creditor is not None:
-                self.owed[creditor] -= 1
-            else:
-                expires_on = clock.last_day(month).isoformat()
-                self.points.append(Point(funder, over + maturity, expires_on))
-
-    def spend(self, count: int) -> list[Point]:
-        taken = sorted(self.of("available"), key=lambda point: (point.expires_on, point.funder))
-        for point in taken[:count]:
-            point.state = "spent"
-        return taken[:count]
-
-    def reopen(self, taken: list[Point], now: datetime) -> None:
-        for point in taken:
-            point.state = "available"
-            if clock.start_of(date.fromisoformat(point.expires_on) + DAY) <= now:
-                point.expires_on = (clock.city_day(now) + 30 * DAY).isoformat()
-
-    def take_back(self, count: int, funder: str, over: datetime, maturity: timedelta) -> None:
-        self.earned -= count
-        expires_on = clock.last_day(clock.add_months(clock.city_month(over), 24)).isoformat()
-        own = (funder, over + maturity, expires_on)
-        tiers: list[list[Point]] = [
-            [p for p in self.of("pending") if (p.funder, p.mature, p.expires_on) == own],
-            [p for p in self.of("available") if (p.funder, p.expires_on) == (funder, expires_on)],
-            latest([p for p in self.of("available") if p.funder == funder]),
-            latest([p for p in self.of("available") if p.funder != funder]),
-            latest([p for p in self.of("pending") if p.funder == funder]),
-            latest([p for p in self.of("pending") if p.funder != funder]),
-        ]
-        for point in [point for tier in tiers for point in tier]:
-            if count and point.state != "taken":
-                point.state = "taken"
-                count -= 1
-        self.owed[funder] += count
-
-
-def latest(points: list[Point]) -> list[Point]:
-    if points and points[0].state == "pending":
-        return sorted(points, key=lambda p: (p.mature, p.expires_on, p.funder), reverse=True)
-    return sorted(points, key=lambda p: (p.expires_on, p.funder), reverse=True)
-
-
-FUNDERS = st.sampled_from(["bank", "city", "merchant"])
-AMOUNTS = st.integers(1, 25)
-
-
-class AnyLife(RuleBasedStateMachine):
-    """Anything a resident may live through, in any order, on a clock that only goes forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = MAY_20
-        self.after: State = {}
-        self.model = Model()
-        self.earnings: list[tuple[int, str, datetime, timedelta]] = []
-        self.redemptions: list[tuple[list[Lot], list[Point]]] = []
-        self.totals: Counter[str] = Counter()
-
-    def loaded(self) -> Wallet:
-        """What `decide` does: the state of the last entry, brought to now."""
-        self.model.let_time_pass(self.now)
-        wallet = Wallet.load(self.after)
-        wallet.advance(self.now)
-        return wallet
-
-    def keep(self, wallet: Wallet) -> None:
-        """What the book does with the answer, through the store's own types."""
-        balances: dict[str, int] = book._balances(self.after, wallet.lines)
-        self.after = {"balances": balances, "wallet": wallet.dump()}
-        for line in wallet.lines:
-            self.totals[line.book] += line.amount
-
-    @rule(
-        count=AMOUNTS,
-        funder=FUNDERS,
-        late=st.sampled_from([timedelta(minutes=-5), timedelta(0), HOUR, DAY, 40 * DAY, 180 * DAY]),
-        maturity=st.sampled_from([timedelta(0), 24 * HOUR, 48 * HOUR, 72 * HOUR]),
-    )
-    def earn(self, count: int, funder: str, late: timedelta, maturity: timedelta) -> None:
-        wallet, over = self.loaded(), self.now - late
-        wallet.earn(count, funder, over=over, maturity=maturity)
-        wallet.advance(self.now)
-        self.keep(wallet)
-        self.model.earn(count, funder, over, maturity)
-        self.model.let_time_pass(self.now)
-        self.earnings.append((count, funder, over, maturity))
-
-    @rule(by=st.sampled_from([HOUR, DAY, 3 * DAY, 31 * DAY, 200 * DAY, 800 * DAY]))
-    def time_passes(self, by: timedelta) -> None:
-        self.now += by
-
-    @rule(count=AMOUNTS)
-    def spend(self, count: int) -> None:
-        wallet = self.loaded()
-        if count > len(self.model.of("available")):
-            with pytest.raises(InsufficientPoints):
-                wallet.spend(count)
-            return
-        taken = wallet.spend(count)
-        self.keep(wallet)
-        self.redemptions.append((taken, self.model.spend(count)))
-
-    @precondition(lambda self: self.redemptions)
-    @rule(data=st.data())
-    def cancel(self, data: Any) -> None:
-        which = data.draw(st.integers(0, len(self.redemptions) - 1))
-        taken, points = self.redemptions.pop(which)
-        wallet = self.loaded()
-        wallet.reopen(taken, self.now)
-        self.keep(wallet)
-        self.model.reopen(points, self.now)
-
-    @precondition(lambda self: self.earnings)
-    @rule(data=st.data())
-    def reverse(self, data: Any) -> None:
-        which = data.draw(st.integers(0, len(self.earnings) - 1))
-        count, funder, over, maturity = self.earnings.pop(which)
-        wallet = self.loaded()
-        wallet.take_back(count, funder, over=over, maturity=maturity)
-        self.keep(wallet)
-        self.model.take_back(count, funder, over, maturity)
-
-    @invariant()
-    def it_equals_the_model(self) -> None:
-        wallet = self.loaded()
-        assert Counter({lot[:2]: lot.points for lot in wallet.lots}) == Counter(
-            (point.expires_on, point.funder) for point in self.model.of("available")
-        )
-        assert Counter({row[:3]: row.points for row in wallet.pending}) == Counter(
-            (int(point.mature.timestamp() * 1_000), point.expires_on, point.funder)
-            for point in self.model.of("pending")
-        )
-        assert Counter(wallet.owed) == self.model.owed
-        assert wallet.earned == self.model.earned
-        assert wallet.spent == len(self.model.of("spent"))
-        assert wallet.expired == len(self.model.of("expired"))
-
-    @invariant()
-    def it_is_consistent_and_nothing_is_lost(self) -> None:
-        assert consistent(self.after) is None
-        assert sum(self.totals.values()) == 0
-        wallet = Wallet.load(self.after)
-        parts = [wallet.available, wallet.pending_points, wallet.spent, wallet.expired]
-        assert min([*parts, wallet.owed_points]) >= 0
-        assert wallet.earned == sum(parts) - wallet.owed_points
-        issued = sum(amount for name, amount in self.totals.items() if name.startswith("issued:"))
-        assert issued == -wallet.earned
-
-
-AnyLife.TestCase.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
-TestAnyLife = AnyLife.TestCase
