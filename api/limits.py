@@ -6,6 +6,8 @@ caller is known.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import flask
@@ -16,7 +18,7 @@ from limits.strategies import FixedWindowRateLimiter
 from redis import ConnectionPool, RedisError
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from accounting.errors import RateLimited
+from accounting.errors import NotFound, RateLimited
 
 if TYPE_CHECKING:
     from api.security import Caller
@@ -25,6 +27,9 @@ RESIDENT_PER_MINUTE = 600
 CLIENT_PER_MINUTE = 6_000
 ADDRESS_PER_MINUTE = 3_000
 DEMO_FACTOR = 100
+# Typed voucher codes that were wrong, by merchant: a till mistypes, a thief tries.
+WRONG_CODES = 30
+WRONG_CODES_MINUTES = 10
 # After a failure Redis is left alone this long, so that its absence costs one timeout, not each
 # request one.
 PAUSE_S = 5.0
@@ -56,6 +61,7 @@ class Limits:
         self._resident = RateLimitItemPerMinute(RESIDENT_PER_MINUTE * factor)
         self._client = RateLimitItemPerMinute(CLIENT_PER_MINUTE * factor)
         self._address = RateLimitItemPerMinute(ADDRESS_PER_MINUTE * factor)
+        self._wrong_codes = RateLimitItemPerMinute(WRONG_CODES, WRONG_CODES_MINUTES)
         self._counter = FixedWindowRateLimiter(RedisStorage("redis://", connection_pool=pool))
         self._paused_until = 0.0
 
@@ -75,6 +81,23 @@ class Limits:
         g.rate_limit = (item.amount, stats.remaining, reset_s)
         if not within:
             raise RateLimited(retry_after=reset_s)
+
+    @contextmanager
+    def guessing(self, caller: "Caller") -> Iterator[None]:
+        """Around a look-up by a typed code: after too many wrong ones, `RateLimited`."""
+        key = f"wrong-codes:{caller.id}"
+        try:
+            if not self._counter.test(self._wrong_codes, key):
+                stats = self._counter.get_window_stats(self._wrong_codes, key)
+                raise RateLimited(retry_after=max(1, round(stats.reset_time - time.time())))
+        except RedisError as error:
+            current_app.logger.warning("wrong codes are not counted, Redis is away: %s", error)
+        try:
+            yield
+        except NotFound:
+            with suppress(RedisError):
+                self._counter.hit(self._wrong_codes, key)
+            raise
 
     def _bucket(self, caller: "Caller | None", address: str | None) -> tuple[RateLimitItem, str]:
         if caller is None:

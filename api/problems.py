@@ -75,12 +75,15 @@ STATUS: dict[str, int] = {
     "voucher_used": 409,
     "voucher_expired": 409,
     "voucher_cancelled": 409,
+    "voucher_not_used": 409,
+    "refund_window_over": 409,
     "payload_too_large": 413,
     "unsupported_media_type": 415,
     "idempotency_key_reused": 422,
     "validation_failed": 422,
     "invalid_link_code": 422,
     "invalid_qr": 422,
+    "scan_too_old": 422,
     "photo_unreadable": 422,
     "missing_factor": 422,
     "rate_limited": 429,
@@ -311,6 +314,11 @@ def describe(error: DomainError, to: Language | None = None) -> dict[str, Any]:
     elif isinstance(error, ValidationFailed):
         body["errors"] = [{"pointer": error.facts["pointer"], "message": error.text(to)}]
     return body
+
+
+def item(error: DomainError) -> dict[str, Any]:
+    """The refusal of one item among many, as its result."""
+    return {"status_code": STATUS[error.code], "problem": describe(error)}
 
 
 def answer(error: DomainError, status: int | None = None) -> Response:

@@ -20,7 +20,7 @@ from integrations import delivery, firebase, imports
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
 from points import bill_crediting, crediting, deciding, feed, restating
-from rewards import redemptions, vouchers
+from rewards import redemptions, takings
 
 log = logging.getLogger(__name__)
 
@@ -129,5 +129,5 @@ def sweep_half_done() -> None:
     bill_crediting.sweep(now)
     deciding.sweep(now)
     redemptions.sweep(now)
-    vouchers.book_unbooked(now - crediting.SWEEP_AFTER)
+    takings.book_unbooked(now - crediting.SWEEP_AFTER)
     feed.sweep(now)

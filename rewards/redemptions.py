@@ -330,7 +330,7 @@ def _issue(redemption: Redemption, reward: Reward) -> Redemption:
                 merchant_id=reward.merchant_id,
                 title=reward.title,
                 face_value_fen=reward.face_value_fen,
-                funder=reward.funder,
+                funder_split=((reward.funder, reward.face_value_fen),),
                 status=vouchers.ISSUED,
                 expires_at=expires_at,
             )

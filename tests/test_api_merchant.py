@@ -189,3 +189,65 @@ def test_a_scan_names_its_store_and_terminal(me: Caller, shop: Shop) -> None:
 def test_a_resident_does_not_scan(app: Flask, me: Caller) -> None:
     assert said(me.post(LOOKUP, {"code": "A"})) == (403, "forbidden")
     assert said(machine(app, Kind.DATA).post(REDEEM, {"code": "A"})) == (403, "forbidden")
+
+
+def test_a_scan_is_refunded_and_the_voucher_used_again(me: Caller, shop: Shop) -> None:
+    held = voucher(me, shop)
+    path = f"/v1/merchant/vouchers/{held['id']}/refund"
+    assert said(shop.till.post(path)) == (409, "voucher_not_used")
+    assert scan(shop, {"code": held["code"]}).status_code == 200
+    first = shop.till.post(path, key="r1")
+    assert (first.status_code, first.get_json()["status"]) == (200, "issued")
+    assert first.get_json()["voucher_id"] == held["id"]
+    assert shop.till.post(path).get_json() == first.get_json()
+    assert scan(shop, {"code": held["code"]}, "t2").status_code == 200
+    assert shop.till.post(path, key="r1").headers["Idempotency-Replayed"] == "true"
+    assert shop.till.post(LOOKUP, {"code": held["code"]}).get_json()["status"] == "used"
+
+
+def test_another_merchant_refunds_nothing(app: Flask, me: Caller, shop: Shop) -> None:
+    held = voucher(me, shop)
+    scan(shop, {"code": held["code"]})
+    path = f"/v1/merchant/vouchers/{held['id']}/refund"
+    assert said(open_shop(app).till.post(path)) == (403, "wrong_merchant")
+    assert said(me.post(path)) == (403, "forbidden")
+    assert said(shop.till.post("/v1/merchant/vouchers/vch_none/refund")) == (404, "not_found")
+
+
+def test_scans_without_network_are_handed_in_later(me: Caller, shop: Shop) -> None:
+    one, two = voucher(me, shop), voucher(me, shop, "k2")
+    made = {"store_id": shop.store_id, "scanned_at": "2026-05-20T12:00:10+08:00"}
+    scans = [
+        {**made, "qr_payload": one["qr_payload"], "terminal_ref": "t1"},
+        {**made, "qr_payload": one["qr_payload"], "terminal_ref": "t2"},
+        {**made, "qr_payload": two["qr_payload"], "terminal_ref": "t3", "pin": 1},
+        {**made, "qr_payload": two["qr_payload"][:-3], "terminal_ref": "t3"},
+        "x",
+    ]
+    with clock.travel(timedelta(hours=3)):
+        till = later(shop.till, Kind.MERCHANT)
+        answer = till.post("/v1/merchant/vouchers/offline-scans", {"scans": scans})
+        results = answer.get_json()["results"]
+        assert [result["status_code"] for result in results] == [200, 409, 422, 422, 422]
+        assert results[0]["voucher"] == {
+            "voucher_id": one["id"], "status": "used", "used_at": "2026-05-20T04:00:10.000Z",
+        }  # fmt: skip
+        told = [result["problem"]["code"] for result in results[1:]]
+        assert told == ["voucher_used", "validation_failed", "invalid_qr", "validation_failed"]
+        [lost] = till.get("/v1/merchant/vouchers/offline-scans").get_json()["items"]
+        assert (lost["terminal_ref"], lost["code"]) == ("t2", "voucher_used")
+        operator = later(shop.operator, Kind.OPERATOR)
+        assert operator.get("/v1/operator/lost-scans").get_json()["items"] == [lost]
+
+
+def test_guessing_codes_ends_after_thirty_wrong_ones(app: Flask, me: Caller, shop: Shop) -> None:
+    held = voucher(me, shop)
+    wrong = {"code": "AAAA-AAAA-AAAAA"}
+    ends = [said(shop.till.post(LOOKUP, wrong)) for _ in range(31)]
+    assert ends == [(404, "not_found")] * 30 + [(429, "rate_limited")]
+    refused = scan(shop, {"code": held["code"]})
+    assert said(refused) == (429, "rate_limited")
+    assert int(refused.headers["Retry-After"]) <= 600
+    # The QR of a phone cannot be guessed, and other merchants go on.
+    assert shop.till.post(LOOKUP, {"qr_payload": held["qr_payload"]}).status_code == 200
+    assert said(open_shop(app).till.post(LOOKUP, wrong)) == (404, "not_found")

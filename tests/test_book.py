@@ -24,7 +24,7 @@ from footprint import activities, grade, parked, summaries
 from footprint.rules import Report
 from integrations import delivery, devices
 from points import crediting, feed, milestones, statements
-from rewards import catalogue, redemptions, vouchers
+from rewards import catalogue, redemptions, takings, till, vouchers
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -541,7 +541,7 @@ def redeem_and_scan(anna: str, tag: str, now: datetime) -> None:
     vouchers.find(code=None, qr=vouchers.qr_payload(voucher.id, now), now=now)
     found = vouchers.find(code=vouchers.code_of(voucher.id), qr=None, now=now)
     for _ in range(2):
-        vouchers.redeem(found, **store, terminal_ref=f"till-{tag}")
+        till.redeem(found, **store, terminal_ref=f"till-{tag}")
     redemptions.of_resident(anna, before=None, limit=9)
     catalogue.open_rewards(now, before=None, limit=9)
     catalogue.all_rewards(before=None, limit=9)
@@ -586,7 +586,7 @@ def swept(now: datetime) -> None:
     later = now + timedelta(minutes=2)
     crediting.sweep(later)
     redemptions.sweep(later)
-    vouchers.book_unbooked(later)
+    takings.book_unbooked(later)
     links.parked_open(later)
     parked.of_external("nobody")
     for notification_id in delivery.due(later):

@@ -16,7 +16,7 @@ from api.config import Config
 from points import statements
 from points.statements import Balance
 from points.wallet import InsufficientPoints, Wallet, consistent
-from rewards import catalogue, redemptions, vouchers
+from rewards import catalogue, redemptions, till, vouchers
 from rewards.catalogue import Merchant, OutOfStock, Reward, RewardUnavailable
 from rewards.redemptions import LimitReached, Redemption, RedemptionInProgress
 from rewards.vouchers import Voucher, VoucherCancelled, VoucherExpired, VoucherUsed
@@ -479,9 +479,9 @@ def test_points_whose_lot_expired_meanwhile_get_30_days_of_grace(offer: Offer) -
         assert statements.balance(ANNA).expiring == (("2028-07-10", 200),)
 
 
-def scan(voucher: Voucher, merchant: Merchant, ref: str = "till-1") -> Voucher:
+def scan(voucher: Voucher, merchant: Merchant, ref: str = "till-1") -> till.Used:
     store = merchant.stores[0].store_id
-    return vouchers.redeem(voucher, merchant_id=merchant.id, store_id=store, terminal_ref=ref)
+    return till.redeem(voucher, merchant_id=merchant.id, store_id=store, terminal_ref=ref)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])

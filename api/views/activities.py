@@ -193,17 +193,10 @@ def _item(raw: Any) -> dict[str, Any]:
     try:
         activity, fresh = _report(ActivityRequest().load(raw))
     except ma.ValidationError as error:
-        return _refused(Invalid.of(error))
+        return problems.item(Invalid.of(error))
     except DomainError as refusal:
-        return _refused(refusal)
+        return problems.item(refusal)
     return {"status_code": 201 if fresh else 200, "activity": shown(activity)}
-
-
-def _refused(refusal: DomainError) -> dict[str, Any]:
-    return {
-        "status_code": problems.STATUS[refusal.code],
-        "problem": problems.describe(refusal),
-    }
 
 
 def mine(activity_id: str) -> Activity:

@@ -10,7 +10,7 @@ from flask.views import MethodView
 from marshmallow import fields, validate
 
 from accounting import jobs, links, vault
-from accounting.errors import DomainError, NotFound
+from accounting.errors import NotFound
 from accounting.jobs import Job
 from api import problems, tasks
 from api.bill_rows import BillAnswer, BillFields, BillTaken, shown_bill, take_bills
@@ -197,14 +197,14 @@ class JobErrors(MethodView):
 
 def _result(one: Taken) -> dict[str, Any]:
     if one.refusal is not None:
-        return _refused(one.refusal)
+        return problems.item(one.refusal)
     assert one.activity is not None, "a row has an activity or a refusal"
     return {"status_code": 201 if one.fresh else 200, "activity": shown(one.activity)}
 
 
 def _bill_result(one: BillTaken) -> dict[str, Any]:
     if one.refusal is not None:
-        return _refused(one.refusal)
+        return problems.item(one.refusal)
     assert one.bill is not None, "a row has a bill or a refusal"
     return {"status_code": 201 if one.fresh else 200, "bill": shown_bill(one.bill)}
 
@@ -223,13 +223,6 @@ def _queued(kind: str) -> tuple[dict[str, Any], int, dict[str, str]]:
     )
     tasks.nudge(tasks.run_job, job.id)
     return {"job_id": job.id}, 202, {"Location": f"/v1/jobs/{job.id}"}
-
-
-def _refused(refusal: DomainError) -> dict[str, Any]:
-    return {
-        "status_code": problems.STATUS[refusal.code],
-        "problem": problems.describe(refusal),
-    }
 
 
 def _mine(job_id: str) -> Job:

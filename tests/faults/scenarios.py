@@ -14,7 +14,8 @@ from footprint import reviews, versions
 from footprint.rules import Report
 from integrations import imports
 from points import crediting, deciding, feed, restating
-from rewards import catalogue, redemptions, vouchers
+from rewards import catalogue, redemptions, till, vouchers
+from rewards.vouchers import USED
 
 
 def deposit(account: str, key: str, amount: int) -> bool:
@@ -69,9 +70,12 @@ def scan(voucher_id: str, store_id: str, terminal_ref: str) -> str:
     found = vouchers.get(voucher_id)
     assert found is not None
     merchant_id = catalogue.reward(found.reward_id).merchant_id
-    return vouchers.redeem(
-        found, merchant_id=merchant_id, store_id=store_id, terminal_ref=terminal_ref
-    ).status
+    till.redeem(found, merchant_id=merchant_id, store_id=store_id, terminal_ref=terminal_ref)
+    return USED
+
+
+def refund(voucher_id: str, merchant_id: str) -> str:
+    return till.refund(voucher_id, merchant_id=merchant_id).status
 
 
 def decide(queue: str, review_id: str, accept: bool, reason: str, by: str) -> str:
@@ -125,6 +129,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         redeem,
         cancel,
         scan,
+        refund,
         decide,
         run_import,
         run_restatement,

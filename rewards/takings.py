@@ -1,0 +1,166 @@
+"""What tills have taken in: the fen of each scan and refund, in the book and by merchant.
+
+An entry on the resident's account owes the merchant the face value, paid by the funders of the
+reward, or takes it back. A row of `till_moves` then says the same by merchant; settlement reads
+those and holds them against the book. `unbooked_since` stays on the voucher until both are written,
+so whatever a crash leaves half-way is finished by the same scan sent again or by the sweeper.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+from typing import NamedTuple
+
+import mongoengine as me
+from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError
+
+from accounting import book as the_book
+from accounting import storage, sweeping
+from accounting.book import Ask, Decision, Entry, Head, Line
+from points.wallet import Wallet
+from rewards import vouchers
+from rewards.vouchers import Scan, Voucher
+
+UNBOOKED_MAX = 500
+
+
+@storage.indexed
+class MoveDocument(me.Document):
+    """One scan or refund as the book has it, found by merchant."""
+
+    id = me.StringField(primary_key=True)
+    merchant_id = me.StringField(required=True)
+    store_id = me.StringField(required=True)
+    terminal_ref = me.StringField(required=True)
+    voucher_id = me.StringField(required=True)
+    redemption_id = me.StringField(required=True)
+    reward_id = me.StringField(required=True)
+    title = me.DictField()
+    # Signed: a refund takes back.
+    fen = me.IntField(required=True)
+    funder_split = me.ListField(me.ListField())
+    at = me.DateTimeField(required=True)
+    account = me.StringField(required=True)
+    seq = me.IntField(required=True)
+    recorded_at = me.DateTimeField(required=True)
+    # The statement that has settled it.
+    statement = me.StringField()
+
+    meta = {
+        "collection": "till_moves",
+        "auto_create_index": False,
+        "indexes": [
+            {"fields": ["merchant_id", "statement", "recorded_at"]},
+            {"fields": ["statement", "_id"]},
+            {"fields": ["voucher_id"]},
+        ],
+    }
+
+
+def moves() -> "Collection[storage.Doc]":
+    """Scans and refunds by merchant, for settlement."""
+    return storage.strong(MoveDocument._get_collection())
+
+
+def book(voucher: Voucher) -> Voucher:
+    """Bring every scan and refund of a voucher into the book and among the merchant's moves."""
+    if voucher.unbooked_since is None:
+        return voucher
+    for move in _moves_of(voucher):
+        _keep_move(voucher, move, _post(voucher, move))
+    last = len(voucher.scans) - 1
+    vouchers.rows().update_one(
+        {
+            "_id": voucher.id,
+            "scans": {"$size": last + 1},
+            f"scans.{last}.refunded_at": voucher.scans[last].refunded_at,
+        },
+        {"$unset": {"unbooked_since": ""}},
+    )
+    return replace(voucher, unbooked_since=None)
+
+
+def book_unbooked(before: datetime) -> int:
+    """Book the scans and refunds a crash left without their fen; returns how many vouchers."""
+    wanted = {"unbooked_since": {"$lt": before}}
+    found = vouchers.rows().find(wanted).sort("unbooked_since", 1).limit(UNBOOKED_MAX)
+    return sweeping.each("scan", [vouchers.of_row(row) for row in found], book)
+
+
+class _Move(NamedTuple):
+    """A scan (sign 1) or its refund (sign -1), with its key in the book."""
+
+    key: str
+    sign: int
+    scan: Scan
+    at: datetime
+
+
+def _moves_of(voucher: Voucher) -> Iterator[_Move]:
+    for number, scan in enumerate(voucher.scans, start=1):
+        key = f"voucher:{voucher.id}:{number}"
+        yield _Move(f"{key}:used", 1, scan, scan.used_at)
+        if scan.refunded_at is not None:
+            yield _Move(f"{key}:refunded", -1, scan, scan.refunded_at)
+
+
+def _post(voucher: Voucher, move: _Move) -> Entry:
+    """Owe the merchant the face value, paid by the reward's funders; on the resident's account."""
+    return the_book.post(
+        Ask(
+            account=voucher.resident,
+            key=move.key,
+            kind="adjust",
+            fingerprint=the_book.fingerprint("till", move.key),
+            occurred_at=move.at,
+        ),
+        lambda head, now: _decide(voucher, move, head, now),
+    ).entry
+
+
+def _decide(voucher: Voucher, move: _Move, head: Head, now: datetime) -> Decision:
+    wallet = Wallet.load(head.after)
+    wallet.advance(now)
+    fen = move.sign * voucher.face_value_fen
+    paid = [
+        Line("fen", f"funded:{funder}", -move.sign * part)
+        for funder, part in voucher.funder_split
+        if part
+    ]
+    owed = [Line("fen", f"payable:{voucher.merchant_id}", fen)] if fen else []
+    return Decision(
+        lines=(*owed, *paid, *wallet.lines),
+        after={"wallet": wallet.dump()},
+        refs={
+            "voucher": voucher.id,
+            "redemption": voucher.redemption_id,
+            "merchant": voucher.merchant_id,
+            "store": move.scan.store_id,
+            "fen": fen,
+        },
+    )
+
+
+def _keep_move(voucher: Voucher, move: _Move, entry: Entry) -> None:
+    row: storage.Doc = {
+        "_id": move.key,
+        "merchant_id": voucher.merchant_id,
+        "store_id": move.scan.store_id,
+        "terminal_ref": move.scan.terminal_ref,
+        "voucher_id": voucher.id,
+        "redemption_id": voucher.redemption_id,
+        "reward_id": voucher.reward_id,
+        "title": voucher.title,
+        "fen": move.sign * voucher.face_value_fen,
+        "funder_split": [[funder, move.sign * part] for funder, part in voucher.funder_split],
+        "at": move.at,
+        "account": entry.account,
+        "seq": entry.seq,
+        "recorded_at": entry.recorded_at,
+        "statement": None,
+    }
+    # An earlier try of the same move may have written it.
+    with contextlib.suppress(DuplicateKeyError):
+        moves().insert_one(row)
