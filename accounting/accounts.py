@@ -4,6 +4,7 @@ Phone numbers and names are encrypted and found by keyed hash. Everything else i
 the opaque id, which outlives the account: the book keeps it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -146,6 +147,13 @@ def created_at(resident_id: str) -> datetime:
     assert found is not None, resident_id
     moment: datetime = found["created_at"]
     return moment
+
+
+def placed(residents: Sequence[str]) -> list[tuple[str, str | None, datetime]]:
+    """Id, district and when they joined, of those residents who have an account."""
+    wanted = {"_id": {"$in": list(residents)}}
+    found = _collection().find(wanted, {"district": 1, "created_at": 1})
+    return [(row["_id"], row.get("district"), row["created_at"]) for row in found]
 
 
 def _resident(row: storage.Doc) -> Resident:

@@ -32,7 +32,7 @@ PUBLISH_S = 0.5
 PAUSE_S = 5.0
 # Jobs over every resident, by kind; what is not here is a file to read.
 CITY_JOBS: dict[str, Callable[[str], Any]] = {
-    preview.KIND: partial(preview.run, points=restating.worth),
+    preview.KIND: partial(preview.run, worth=restating.worth),
     restating.KIND: restating.run,
     summaries.KIND: summaries.run,
 }

@@ -5,7 +5,7 @@ for a bank. Health data never does.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import lru_cache
@@ -186,6 +186,18 @@ def _snapshots() -> "Collection[storage.Doc]":
 def _last(resident: str) -> Snapshot | None:
     found = _snapshots().find_one({"resident": resident}, sort=[("number", -1)])
     return _snapshot(found) if found else None
+
+
+def newest(residents: Sequence[str]) -> dict[str, str]:
+    """The grade of the newest snapshot of each resident who has one, in one read."""
+    found = _snapshots().aggregate(
+        [
+            {"$match": {"resident": {"$in": list(residents)}}},
+            {"$sort": {"resident": 1, "number": -1}},
+            {"$group": {"_id": "$resident", "grade": {"$first": "$standing.grade"}}},
+        ]
+    )
+    return {row["_id"]: row["grade"] for row in found}
 
 
 def _snapshot(document: storage.Doc) -> Snapshot:

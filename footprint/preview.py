@@ -21,7 +21,7 @@ from accounting.jobs import Job
 from footprint import grade, methodology, summaries
 from footprint.methodology import Methodology
 from footprint.months import posted
-from footprint.replay import Points, differences
+from footprint.replay import Worth, differences
 
 KIND = "preview"
 SAMPLE_MAX = 500
@@ -60,7 +60,7 @@ class PreviewDocument(me.Document):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a draft changes for one resident in one month. Points by the earning rule they are of.
+    """What a draft changes for one resident in one month. Points by who pays them.
 
     The grades are those the amounts make now and would make, without the patience that keeps a
     grade for two gradings.
@@ -69,7 +69,7 @@ class Row:
     resident: str
     mg: int
     by_behaviour: Mapping[str, tuple[int, int]]
-    by_rule: Mapping[str, int]
+    by_payer: Mapping[str, int]
     grade_before: str
     grade_after: str
 
@@ -77,11 +77,11 @@ class Row:
 Report = dict[str, Any]
 
 
-def of_sample(draft: Methodology, month: str, points: Points, *, seed: int, size: int) -> Report:
+def of_sample(draft: Methodology, month: str, worth: Worth, *, seed: int, size: int) -> Report:
     """Preview a draft on up to `SAMPLE_MAX` residents."""
     assert 0 < size <= SAMPLE_MAX, size
     residents = accounts.sample(seed, size)
-    rows = (row_of(resident, draft, month, points) for resident in residents)
+    rows = (row_of(resident, draft, month, worth) for resident in residents)
     return report(draft, month, (row for row in rows if row is not None), len(residents))
 
 
@@ -90,12 +90,12 @@ def queue(owner: str, text: str, month: str) -> Job:
     return walks.queue(KIND, owner, {"draft": text, "month": month})
 
 
-def run(job_id: str, points: Points) -> Job | None:
+def run(job_id: str, worth: Worth) -> Job | None:
     """Carry a preview of the whole city to its end."""
 
     def work(job: Job, residents: Sequence[str]) -> walks.Totals:
         draft, month = _drafted(job), job.arguments["month"]
-        rows = (row_of(resident, draft, month, points) for resident in residents)
+        rows = (row_of(resident, draft, month, worth) for resident in residents)
         _keep(job.id, [row for row in rows if row is not None])
         return {"residents": len(residents)}
 
@@ -113,22 +113,22 @@ def result(job_id: str) -> Report | None:
     return found["report"] if found else None
 
 
-def row_of(resident: str, draft: Methodology, month: str, points: Points) -> Row | None:
+def row_of(resident: str, draft: Methodology, month: str, worth: Worth) -> Row | None:
     """What a draft changes for one resident; None for one who did nothing in the month."""
     entries = posted(resident, month)
-    rules_of = {entry.seq: entry.refs["rule"] for entry in entries if "rule" in entry.refs}
+    refs_of = {entry.seq: entry.refs for entry in entries}
     if not any(entry.day[:7] == month for entry in entries):
         return None
-    changes = differences(entries, month, draft, points)
+    changes = differences(entries, month, draft, worth)
     by_behaviour: dict[str, tuple[int, int]] = {}
-    by_rule: Counter[str] = Counter()
+    by_payer: Counter[str] = Counter()
     before = _graded_cells(resident)
     after = dict(before)
     first, last = _graded_days()
     for change in changes:
         mg, gained = by_behaviour.get(change.behaviour, (0, 0))
         by_behaviour[change.behaviour] = (mg + change.mg, gained + change.points)
-        by_rule[rules_of[change.seq]] += change.points
+        by_payer.update(worth.payers(refs_of[change.seq], change.points))
         if change.bank_grade and first.isoformat() <= change.day <= last.isoformat():
             cell = (change.day, change.behaviour, change.evidence)
             after[cell] = after.get(cell, 0) + change.mg
@@ -137,7 +137,7 @@ def row_of(resident: str, draft: Methodology, month: str, points: Points) -> Row
         resident=resident,
         mg=sum(change.mg for change in changes),
         by_behaviour=by_behaviour,
-        by_rule=by_rule,
+        by_payer=by_payer,
         grade_before=_grade(policy, before),
         grade_after=_grade(policy, after),
     )
@@ -147,7 +147,7 @@ def report(draft: Methodology, month: str, rows: Iterable[Row], looked_at: int) 
     """Add rows up: counts, milligrams and points, as a document can hold them."""
     amounts: dict[str, int] = {}
     by_behaviour: dict[str, list[int]] = {}
-    by_rule: Counter[str] = Counter()
+    by_payer: Counter[str] = Counter()
     grades: dict[str, Counter[str]] = {}
     active = 0
     for row in rows:
@@ -157,7 +157,7 @@ def report(draft: Methodology, month: str, rows: Iterable[Row], looked_at: int) 
         for code, (mg, gained) in row.by_behaviour.items():
             sums = by_behaviour.setdefault(code, [0, 0, 0])
             sums[:] = sums[0] + 1, sums[1] + mg, sums[2] + gained
-        by_rule.update(row.by_rule)
+        by_payer.update(row.by_payer)
         grades.setdefault(row.grade_before, Counter())[row.grade_after] += 1
     gains = {resident: mg for resident, mg in amounts.items() if mg > 0}
     losses = {resident: mg for resident, mg in amounts.items() if mg < 0}
@@ -177,8 +177,8 @@ def report(draft: Methodology, month: str, rows: Iterable[Row], looked_at: int) 
             {"behaviour": code, "residents": count, "mg": mg, "points": gained}
             for code, (count, mg, gained) in sorted(by_behaviour.items())
         ],
-        "by_rule": [
-            {"rule": rule, "points": gained} for rule, gained in sorted(by_rule.items()) if gained
+        "by_payer": [
+            {"payer": payer, "points": gained} for payer, gained in sorted(by_payer.items())
         ],
         "grades": {before: dict(after) for before, after in sorted(grades.items())},
         "grades_changed": sum(
@@ -262,7 +262,7 @@ def _kept(job_id: str) -> Iterable[Row]:
     for found in _rows().find({"job": job_id}):
         packed = found["row"]
         sums = {code: (mg, gained) for code, mg, gained in packed["by_behaviour"]}
-        yield Row(**{**packed, "by_behaviour": sums, "by_rule": dict(packed["by_rule"])})
+        yield Row(**{**packed, "by_behaviour": sums, "by_payer": dict(packed["by_payer"])})
 
 
 def _packed(row: Row) -> storage.Doc:
@@ -270,5 +270,5 @@ def _packed(row: Row) -> storage.Doc:
         **{name: getattr(row, name) for name in Row.__slots__},
         # Names of versions have dots, which the store would take for a path.
         "by_behaviour": [[code, *sums] for code, sums in row.by_behaviour.items()],
-        "by_rule": [[rule, gained] for rule, gained in row.by_rule.items()],
+        "by_payer": [[payer, gained] for payer, gained in row.by_payer.items()],
     }

@@ -153,6 +153,26 @@ REASONS: Final[dict[str, dict[Language, str]]] = {
         "en": "A reviewer did not accept the photos as evidence.",
         "zh": "照片未通过审核，不能作为证据。",
     },
+    "budget_slowed": {
+        "en": "The grams count in full; the funder's budget runs low, so fewer points are given.",
+        "zh": "减排量全额计入；积分出资方预算趋紧，发放的积分有所减少。",
+    },
+    "budget_spent": {
+        "en": "The grams count in full; the funder's budget for points is used up.",
+        "zh": "减排量全额计入；积分出资方预算已用完，暂不发放积分。",
+    },
+    "campaign_spent": {
+        "en": "The budget for the bonus of a campaign is used up.",
+        "zh": "活动奖励积分的预算已用完。",
+    },
+    "campaign_cap": {
+        "en": "You have all the bonus points a campaign gives one resident, for the day or in all.",
+        "zh": "已达到该活动给予每位居民的奖励积分上限（每日或总计）。",
+    },
+    "below_minimum": {
+        "en": "It is worth fewer points than the smallest amount that is given.",
+        "zh": "可得积分低于最低发放数量。",
+    },
     "appeal_upheld": {
         "en": "Credited after your appeal, with the date it happened on.",
         "zh": "经申诉后计入，日期以实际发生时间为准。",

@@ -6,12 +6,12 @@ more than the month stays as it was decided then: whether the report came in tim
 in the whole city, what an upheld appeal said, how much a household saved.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from accounting import clock
 from accounting.quantities import floor_mg
@@ -23,8 +23,16 @@ from footprint.rules import Report
 EDGE_BEFORE, EDGE_AFTER = timedelta(days=1), timedelta(days=2)
 
 Refs = Mapping[str, Any]
-# What milligrams are worth in points under an earning rule, by its name.
-Points = Callable[[str, int], int]
+
+
+class Worth(Protocol):
+    """What the footprint asks about points, which it knows nothing of: `refs` are an entry's."""
+
+    def points(self, refs: Refs, mg: int) -> int:
+        """What milligrams are worth on the terms of an entry."""
+
+    def payers(self, refs: Refs, points: int) -> Mapping[str, int]:
+        """Who pays, or gets back, a difference in points of an entry."""
 
 
 class Posted(NamedTuple):
@@ -72,7 +80,7 @@ def window(month: str) -> tuple[date, date]:
 
 
 def differences(
-    posted: Iterable[Posted], month: str, rules_now: Methodology, points: Points
+    posted: Iterable[Posted], month: str, rules_now: Methodology, worth: Worth
 ) -> list[Change]:
     """What must be added to a month so that it is what `rules_now` would have made of it.
 
@@ -82,7 +90,7 @@ def differences(
     entries = sorted(posted, key=lambda entry: entry.seq)
     inside = {entry.seq: entry for entry in entries if entry.day[:7] == month}
     stands = _standing(inside.values())
-    wanted = _replayed(entries, month, rules_now, points)
+    wanted = _replayed(entries, month, rules_now, worth)
     changes = []
     for key in sorted(stands.keys() | wanted.keys()):
         now, then = stands.get(key, _Sums()), wanted.get(key, _Sums())
@@ -137,9 +145,7 @@ def _standing(entries: Iterable[Posted]) -> _Standing:
     return sums
 
 
-def _replayed(
-    entries: list[Posted], month: str, rules_now: Methodology, points: Points
-) -> _Standing:
+def _replayed(entries: list[Posted], month: str, rules_now: Methodology, worth: Worth) -> _Standing:
     appealed = {entry.refs["activity"] for entry in entries if "appeal" in entry.refs}
     again = _Month(rules_now, appealed)
     for entry in entries:
@@ -148,10 +154,10 @@ def _replayed(
     sums: _Standing = {}
     for seq, (was, refs) in again.outcomes.items():
         # Only what the grams are worth changes: whatever else the entry gave in points stays.
-        worth = points(was["rule"], refs["mg"]) - points(was["rule"], was["mg"])
+        more = worth.points(was, refs["mg"]) - worth.points(was, was["mg"])
         if refs["status"] != "reversed":
             sums[seq, refs["bank_grade"]] = _Sums(
-                refs["mg"], was["points"] + worth, _count_of(refs["status"])
+                refs["mg"], was["points"] + more, _count_of(refs["status"])
             )
     return sums
 

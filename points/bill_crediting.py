@@ -20,7 +20,7 @@ from footprint import billing_rules, bills, intake, reviews
 from footprint.activities import SETTLED
 from footprint.billing_rules import NEEDS_HISTORY, VACANCY, VACANT, BillReport, Judgement
 from footprint.bills import Bill
-from points import earning, milestones, restating
+from points import awards, milestones, restating
 from points.wallet import Wallet
 
 SWEEP_AFTER = timedelta(minutes=1)
@@ -183,42 +183,56 @@ def _ask(bill: Bill, resident: str, kind: str, key: str) -> Ask:
 
 def _decide(bill: Bill, head: Head, now: datetime) -> Decision:
     refs = _refs(bill)
-    rule = earning.rule_on(bill.period_end)
-    points = rule.points(refs["mg"])
     wallet = Wallet.load(head.after)
     wallet.advance(now)
-    wallet.earn(points, rule.funder, over=bill.over, maturity=bill.rules[1].maturity)
-    # What is mature on arrival moves on in the same entry.
-    wallet.advance(now)
+    award = awards.give(
+        wallet,
+        head,
+        now,
+        mg=refs["mg"],
+        behaviour=refs["behaviour"],
+        day=bill.period_end,
+        over=bill.over,
+        maturity=bill.rules[1].maturity,
+    )
     return Decision(
         lines=(*intake.reduction_lines(refs["mg"]), *wallet.lines),
         after={
+            **award.after,
             "lifetime_mg": intake.lifetime_mg(head) + refs["mg"],
             "wallet": wallet.dump(),
         },
-        refs={**refs, "points": points, "rule": rule.version, "funder": rule.funder},
+        refs={**refs, **award.refs, "reasons": [*refs["reasons"], *award.reasons]},
     )
 
 
 def _decide_reversal(bill: Bill, earlier: Entry, head: Head, now: datetime, by: str) -> Decision:
     refs = intake.undo_refs(earlier.refs)
-    restated = restating.taken_back(earlier)
-    mg = refs["mg"] + sum(change.mg for change in restated)
-    points, funder = earlier.refs["points"], earlier.refs["funder"]
-    owing = points - sum(change.points for change in restated)
+    stands = restating.standing(earlier)
+    mg = refs["mg"] + stands.mg
     wallet = Wallet.load(head.after)
     wallet.advance(now)
-    wallet.take_back(owing, funder, over=bill.over, maturity=bill.rules[1].maturity)
+    undone = awards.take_back(
+        wallet,
+        head,
+        now,
+        earlier,
+        stands.parts,
+        day=bill.period_end,
+        over=bill.over,
+        maturity=bill.rules[1].maturity,
+    )
     return Decision(
         lines=(*intake.reduction_lines(mg), *wallet.lines),
         after={
+            **undone.after,
             "lifetime_mg": intake.lifetime_mg(head) + mg,
             "wallet": wallet.dump(),
         },
         refs={
             **refs,
-            "changes": [list(change) for change in restated],
-            "points": -points,
+            "changes": [list(change) for change in stands.changes],
+            **undone.refs,
             "reverses": earlier.seq,
             "reason": "bill_corrected",
             "by": by,

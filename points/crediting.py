@@ -17,7 +17,7 @@ from accounting.errors import DomainError
 from footprint import activities, intake, methodology, photos
 from footprint.activities import SETTLED, Activity, Outcome
 from footprint.rules import Report
-from points import earning, milestones, restating
+from points import awards, milestones, restating
 from points.wallet import Wallet
 
 SWEEP_AFTER = timedelta(minutes=1)
@@ -153,21 +153,25 @@ def _decide(
 ) -> Decision:
     overruled = overruling is not None
     judged = intake.judge(activity, head, now, claim_lost=claim_lost, overruled=overruled)
-    rule = earning.rule_on(clock.city_day(activity.start))
     wallet = Wallet.load(head.after)
     wallet.advance(now)
-    points = rule.points(judged.mg)
-    wallet.earn(points, rule.funder, over=activity.over, maturity=_maturity(activity))
-    # What is mature on arrival moves on in the same entry.
-    wallet.advance(now)
+    award = awards.give(
+        wallet,
+        head,
+        now,
+        mg=judged.mg,
+        behaviour=activity.behaviour,
+        day=clock.city_day(activity.start),
+        over=activity.over,
+        maturity=_maturity(activity),
+    )
     return Decision(
         lines=(*judged.lines, *wallet.lines),
-        after={**judged.after, "wallet": wallet.dump()},
+        after={**judged.after, **award.after, "wallet": wallet.dump()},
         refs={
             **judged.refs,
-            "points": points,
-            "rule": rule.version,
-            "funder": rule.funder,
+            **award.refs,
+            "reasons": [*judged.reasons, *award.reasons],
             **(_appeal_refs(overruling) if overruling else {}),
         },
     )
@@ -186,24 +190,32 @@ def _decide_reversal(
     activity: Activity, earlier: Entry, head: Head, now: datetime, reason: str, by: str
 ) -> Decision:
     refs = intake.undo_refs(earlier.refs)
-    restated = restating.taken_back(earlier)
-    mg = refs["mg"] + sum(change.mg for change in restated)
+    stands = restating.standing(earlier)
+    mg = refs["mg"] + stands.mg
     wallet = Wallet.load(head.after)
     wallet.advance(now)
-    points, funder = earlier.refs["points"], earlier.refs["funder"]
-    owing = points - sum(change.points for change in restated)
-    wallet.take_back(owing, funder, over=activity.over, maturity=_maturity(activity))
+    undone = awards.take_back(
+        wallet,
+        head,
+        now,
+        earlier,
+        stands.parts,
+        day=clock.city_day(activity.start),
+        over=activity.over,
+        maturity=_maturity(activity),
+    )
     return Decision(
         lines=(*intake.reduction_lines(mg), *wallet.lines),
         after={
             **intake.undone(activity, earlier.refs, head, now),
+            **undone.after,
             "lifetime_mg": intake.lifetime_mg(head) + mg,
             "wallet": wallet.dump(),
         },
         refs={
             **refs,
-            "changes": [list(change) for change in restated],
-            "points": -points,
+            "changes": [list(change) for change in stands.changes],
+            **undone.refs,
             "reverses": earlier.seq,
             "reason": reason,
             "by": by,

@@ -22,8 +22,9 @@ from accounting.jobs import Job
 from footprint import intake, methodology, versions
 from footprint.methodology import Methodology
 from footprint.months import posted
-from footprint.replay import Change, Posted, differences
+from footprint.replay import Change, Posted, Worth, differences
 from points import earning, milestones
+from points.earning import Part
 from points.wallet import Wallet
 
 KIND = "restate"
@@ -82,19 +83,33 @@ class _Plan:
     credited: Mapping[int, Posted]
 
 
-def worth(rule: str, mg: int) -> int:
-    """What milligrams are worth in points under an earning rule, by its name."""
-    return next(one for one in earning.rules() if one.version == rule).points(mg)
+class _Worth:
+    """Points of milligrams on the terms of an entry, which it names itself."""
+
+    def points(self, refs: Mapping[str, Any], mg: int) -> int:
+        return sum(earning.split(earning.parts_of(refs), mg))
+
+    def payers(self, refs: Mapping[str, Any], points: int) -> Mapping[str, int]:
+        parts = earning.parts_of(refs)
+        paid: Counter[str] = Counter()
+        for part, amount in zip(parts, earning.shared(parts, points), strict=True):
+            paid[part.funder] += amount
+        return paid
 
 
-def cost_fen(points_by_rule: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """Points and fen by funder, each fen amount rounded down once."""
-    points: Counter[str] = Counter()
-    thousandths: Counter[str] = Counter()
-    for rule in earning.rules():
-        points[rule.funder] += points_by_rule.get(rule.version, 0)
-        thousandths[rule.funder] += points_by_rule.get(rule.version, 0) * rule.fen_per_1000_points
-    return {funder: (points[funder], thousandths[funder] // 1_000) for funder in sorted(points)}
+worth: Worth = _Worth()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What there is to take back of an entry: restatements of it, undone, and its parts today."""
+
+    changes: tuple[Change, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def mg(self) -> int:
+        return sum(change.mg for change in self.changes)
 
 
 def ask(version: str, month: str, reason: str | None, by: str, *, alone: bool) -> Restatement:
@@ -185,20 +200,24 @@ def restate(resident: str, order: Restatement) -> Entry | None:
     return entry
 
 
-def taken_back(earlier: Entry) -> tuple[Change, ...]:
-    """What restatements have changed about an entry, undone, by cell; for whoever reverses it.
+def standing(earlier: Entry) -> Standing:
+    """What stands of an entry after restatements; for whoever reverses it.
 
-    Read after the head: the entry that reverses carries them as its `changes`.
+    Read after the head: the entry that reverses carries the undone changes as its `changes`.
     """
     assert earlier.cap_day is not None, earlier.key
     last = clock.last_day(earlier.cap_day[:7])
     sums: dict[bool, Change] = {}
+    parts = list(earning.parts_of(earlier.refs))
     for entry in book.on_days(earlier.account, last, last):
         for change in map(Change._make, entry.refs.get("changes", ())):
             if change.seq == earlier.seq:
                 held = sums.get(change.bank_grade)
                 sums[change.bank_grade] = _minus(change, held)
-    return tuple(sums.values())
+        for seq, place, points in entry.refs.get("moves", ()):
+            if seq == earlier.seq:
+                parts[place] = parts[place]._replace(points=parts[place].points + points)
+    return Standing(tuple(sums.values()), tuple(parts))
 
 
 def _minus(change: Change, held: Change | None) -> Change:
@@ -222,7 +241,7 @@ def _decide(plan: _Plan, order: Restatement, head: Head, now: datetime) -> Decis
         plan = _plan(head, order)
     wallet = Wallet.load(head.after)
     wallet.advance(now)
-    changes = _move_points(wallet, plan, now)
+    changes, moves = _move_points(wallet, plan, now)
     mg = sum(change.mg for change in changes)
     return Decision(
         lines=(*intake.reduction_lines(mg), *wallet.lines),
@@ -237,35 +256,48 @@ def _decide(plan: _Plan, order: Restatement, head: Head, now: datetime) -> Decis
             "points": sum(change.points for change in changes),
             "waived": sum(change.waived for change in changes),
             "changes": [list(change) for change in changes],
+            # By the entry that credited them and its part: whose points moved.
+            "moves": moves,
         },
     )
 
 
-def _move_points(wallet: Wallet, plan: _Plan, now: datetime) -> list[Change]:
+def _move_points(
+    wallet: Wallet, plan: _Plan, now: datetime
+) -> tuple[list[Change], list[list[int]]]:
     """Give first and take afterwards, so that a month is weighed as a whole; in the entries' order.
 
-    Points mature and expire like those of the activity they are about.
+    Points mature and expire like those of the activity they are about, and are of its funders.
     """
+    moves: list[list[int]] = []
     for change in plan.changes:
         if change.points > 0:
-            funder, over, maturity = _terms(plan.credited[change.seq])
-            wallet.earn(change.points, funder, over=over, maturity=maturity)
+            parts, over, maturity = _terms(plan.credited[change.seq])
+            for place, points in enumerate(earning.shared(parts, change.points)):
+                wallet.earn(points, parts[place].funder, over=over, maturity=maturity)
+                moves.append([change.seq, place, points])
     wallet.advance(now)
     changes = []
     for change in plan.changes:
         if change.points < 0:
-            funder, over, maturity = _terms(plan.credited[change.seq])
-            taken = wallet.take_what_is_left(-change.points, funder, over=over, maturity=maturity)
+            parts, over, maturity = _terms(plan.credited[change.seq])
+            taken = 0
+            for place, points in enumerate(earning.shared(parts, change.points)):
+                part = wallet.take_what_is_left(
+                    -points, parts[place].funder, over=over, maturity=maturity
+                )
+                moves.append([change.seq, place, -part])
+                taken += part
             change = change._replace(points=-taken, waived=-change.points - taken)
         changes.append(change)
-    return changes
+    return changes, [move for move in moves if move[2]]
 
 
-def _terms(entry: Posted) -> tuple[str, datetime, timedelta]:
+def _terms(entry: Posted) -> tuple[tuple[Part, ...], datetime, timedelta]:
     """Who pays for what an entry credited, when it was over, how long its points took to mature."""
     refs: Mapping[str, Any] = entry.refs
     behaviour = methodology.version(refs["methodology"]).behaviours[refs["behaviour"]]
-    return refs["funder"], refs["end"] or refs["start"], behaviour.maturity
+    return earning.parts_of(refs), refs["end"] or refs["start"], behaviour.maturity
 
 
 def _sums(entry: Entry) -> dict[str, int]:

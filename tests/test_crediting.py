@@ -731,6 +731,8 @@ OF_BILLS = {
     "vacant_home",
 }
 OF_REVIEWS = {"awaiting_review", "photo_not_accepted", "appeal_upheld"}
+# Of points and not of grams: tests/test_earning.py.
+OF_POINTS = {"budget_slowed", "budget_spent", "campaign_spent", "campaign_cap", "below_minimum"}
 # What is told first, and what then earns the reason.
 REACHED: dict[str, list[dict[str, Any]]] = {
     "in_the_future": [{"behaviour": "bus_km", "quantity": 5, "at": "2026-05-20 12:06"}],
@@ -776,7 +778,7 @@ REACHED: dict[str, list[dict[str, Any]]] = {
 
 def test_every_reason_an_activity_can_have_is_reached_by_a_test() -> None:
     """`stale_factor` and `reversed` above; bills, photos and appeals have tests of their own."""
-    elsewhere = OF_BILLS | OF_REVIEWS | {"stale_factor", "reversed"}
+    elsewhere = OF_BILLS | OF_REVIEWS | OF_POINTS | {"stale_factor", "reversed"}
     assert REACHED.keys() == reasons.REASONS.keys() - elsewhere
 
 

@@ -21,7 +21,7 @@ from api.security import OPERATOR, caller, door
 from footprint import methodology, preview, versions
 from footprint.preview import Report
 from footprint.versions import SHIPPED, Version
-from points import restating
+from points import restating, terms, valuing
 
 TEXT_CHARS_MAX = 200_000
 SEED_MAX = 2**31 - 1
@@ -310,12 +310,16 @@ def _shown(version: Version) -> dict[str, Any]:
 
 
 def _report(found: Report) -> dict[str, Any]:
-    cost = restating.cost_fen({one["rule"]: one["points"] for one in found["by_rule"]})
+    now = terms.current()
     return {
         **found,
-        "points": sum(points for points, _ in cost.values()),
+        "points": sum(one["points"] for one in found["by_payer"]),
         "by_funder": [
-            {"funder_id": funder, "points": points, "fen": fen}
-            for funder, (points, fen) in cost.items()
+            {
+                "funder_id": one["payer"],
+                "points": one["points"],
+                "fen": valuing.fen(one["points"], now.face_value(one["payer"])),
+            }
+            for one in found["by_payer"]
         ],
     }
