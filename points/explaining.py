@@ -1,6 +1,7 @@
 """The explanation of an activity or a bill with its points: what a gram earns, and who pays."""
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, Final
 
 from accounting import book
@@ -11,10 +12,20 @@ from footprint import activities, bills, explanation, working
 from footprint.activities import Activity
 from footprint.bills import Bill
 from points import earning
+from points.earning import Part
 
 _SAYS: Final[dict[Language, str]] = {
     "zh": "{g} 克 × 每克 {rate} 分，向下取整为 {points} 分，由 {funder} 承担。",
     "en": "{g} g x {rate} points a gram, rounded down: {points} points, paid by {funder}.",
+}
+_ALSO: Final[dict[Language, str]] = {
+    "zh": "活动 {campaign}：每克再得 {rate} 分，合计取整后为 {points} 分，由 {funder} 承担。",
+    "en": "Campaign {campaign}: {rate} points a gram more, {points} points of the sum rounded "
+    "down, paid by {funder}.",
+}
+_SHARE: Final[dict[Language, str]] = {
+    "zh": "另每克 {rate} 分，合计取整后为 {points} 分，由 {funder} 承担。",
+    "en": "And {rate} points a gram, {points} points of the sum rounded down, paid by {funder}.",
 }
 _NONE: Final[dict[Language, str]] = {"zh": "没有积分。", "en": "No points."}
 
@@ -34,19 +45,47 @@ def of_share(bill: Bill, resident: str, language: Language) -> dict[str, Any]:
 
 def _points(entry: Entry | None, language: Language) -> dict[str, Any]:
     refs: Mapping[str, Any] = entry.refs if entry is not None else {}
-    rule = next((one for one in earning.rules() if one.version == refs.get("rule")), None)
-    if rule is None:
-        return {"points": 0, "rule": None, "funder": None, "text": _NONE[language]}
+    if "rule" not in refs:
+        return {"points": 0, "rule": None, "funder": None, "parts": [], "text": _NONE[language]}
+    parts = earning.parts_of(refs)
     return {
         "points": refs["points"],
-        "rule": rule.version,
+        "rule": refs["rule"],
         "funder": refs["funder"],
-        # Points for each milligram, exactly: what is computed with.
-        "exact": {"points_num": rule.points_per_gram, "mg_den": MG_PER_G},
-        "text": _SAYS[language].format(
-            g=working.shown_g(refs["mg"]),
-            rate=rule.points_per_gram,
-            points=refs["points"],
-            funder=refs["funder"],
+        "parts": [_part(part) for part in parts],
+        "text": " ".join(
+            _says(part, place)[language].format(
+                g=working.shown_g(refs["mg"]),
+                rate=_a_gram(part),
+                points=part.points,
+                campaign=part.campaign,
+                funder=part.funder,
+            )
+            for place, part in enumerate(parts)
         ),
     }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    """What a funder pays: the running sum of `exact` times milligrams, rounded down, in order."""
+    return {
+        "points": part.points,
+        "funder": part.funder,
+        "funder_rate": part.rate,
+        "campaign": part.campaign,
+        "reversal_policy": part.policy,
+        # Points for each milligram, exactly: what is computed with.
+        "exact": {"points_num": part.num, "mg_den": part.den},
+        "limit_points": part.limit,
+    }
+
+
+def _says(part: Part, place: int) -> dict[Language, str]:
+    if part.campaign is not None:
+        return _ALSO
+    return _SHARE if place else _SAYS
+
+
+def _a_gram(part: Part) -> str:
+    exact = Fraction(part.num * MG_PER_G, part.den)
+    return str(exact.numerator) if exact.denominator == 1 else f"{float(exact):g}"

@@ -36,10 +36,20 @@ def worked_out(explained: dict[str, Any]) -> tuple[int, int]:
             assert value == max(step["cap"] - step["used_before"], 0), step
     mg = int(number)
     assert number == mg, "milligrams are whole"
-    earned = explained["points"]
-    exact = earned.get("exact")
-    points = floor(Fraction(mg * exact["points_num"], exact["mg_den"])) if exact else 0
-    return mg, points
+    return mg, paid(explained["points"]["parts"], mg)
+
+
+def paid(parts: list[dict[str, Any]], mg: int) -> int:
+    """What all parts pay: the running sum rounded down, less what a cap of a campaign held back."""
+    total, points = Fraction(0), 0
+    for part in parts:
+        before = floor(total)
+        total += Fraction(mg * part["exact"]["points_num"], part["exact"]["mg_den"])
+        worth = floor(total) - before
+        limit = part["limit_points"]
+        assert part["points"] == (worth if limit is None else min(worth, limit))
+        points += part["points"]
+    return points
 
 
 def check(explained: dict[str, Any]) -> None:

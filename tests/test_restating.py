@@ -122,6 +122,8 @@ def test_a_ride_gains_what_the_new_factor_adds() -> None:
         "points": 17,
         "waived": 0,
         "changes": [[ride.seq, "2026-05-20", "bus_km", "A", True, 16_120, 17, 0, 0]],
+        # The ride's only part: the city's.
+        "moves": [[ride.seq, 0, 17]],
     }
     assert entry.refs["by"] == ["anna", "bo"]
     assert entry.key == f"restate:{entry.refs['run']}:{rider}:{MAY}"
