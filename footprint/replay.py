@@ -125,6 +125,8 @@ def moved(entry_seq: int, day: str, refs: Refs) -> list[Change]:
                 mg=refs["mg"],
                 points=refs["points"],
                 activities=_count_of(refs["status"]),
+                # What a reversal left with the resident is settled: no restatement asks for it.
+                waived=refs.get("waived", 0),
             )
         )
     return changes

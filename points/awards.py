@@ -14,6 +14,7 @@ from accounting import book, clock
 from accounting.book import Entry, Head, State
 from points import audience, earning, terms
 from points.earning import Earned, Part, Who
+from points.lots import ReversalPolicy
 from points.wallet import Wallet
 
 # Bonus counters of the newest days live in the state; older days are summed from their entries.
@@ -103,15 +104,27 @@ def take_back(
 ) -> Undone:
     """Take back what stands of an entry, part by part, from whoever's points they are.
 
-    `parts` are those of the entry with the points that stand today. Room under the caps of a
+    `parts` are those of the entry with the points that stand today; the policy of each says how far
+    it may reach. Room under the caps of a
     campaign reopens for what comes later.
     """
+    owing = taken = 0
     for part in _settled(parts):
-        wallet.take_back(part.points, part.funder, over=over, maturity=maturity)
+        policy = ReversalPolicy(part.policy)
+        owing += part.points
+        taken += wallet.take_back(
+            part.points, part.funder, over=over, maturity=maturity, policy=policy
+        )
     back = [part._replace(points=-part.points) for part in earning.parts_of(earlier.refs)]
     counters = _Counters.load(head, now)
     counters.add(day, back)
-    refs = {"points": -earlier.refs["points"], "parts": [list(part) for part in back]}
+    waived = owing - taken
+    refs = {
+        # What a policy leaves with the resident stays credited to the activity.
+        "points": waived - earlier.refs["points"],
+        "waived": waived,
+        "parts": [list(part) for part in back],
+    }
     return Undone(refs, counters.dump())
 
 

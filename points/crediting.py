@@ -137,7 +137,10 @@ def reverse(activity: Activity, *, reason: str, by: str) -> Activity:
         lambda head, now: _decide_reversal(activity, earlier, head, now, reason, by),
     ).entry
     claims.release(activity.id)
-    return activities.settle(activity, Outcome("reversed", ("reversed",), seq=entry.seq))
+    stays = entry.refs["waived"]
+    return activities.settle(
+        activity, Outcome("reversed", ("reversed",), points=stays, seq=entry.seq)
+    )
 
 
 def _claimed(activity: Activity, despite: str | None) -> bool:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from accounting.quantities import MG_PER_G
+from points.lots import ReversalPolicy
 
 FOLDER = Path(__file__).parent / "rules"
 
 STOP, NEXT = "stop", "next"
 WHEN_SPENT = (STOP, NEXT)
-PENDING_ONLY, WITHIN_BALANCE, OWED = "pending_only", "within_balance", "owed"
-REVERSAL_POLICIES = (PENDING_ONLY, WITHIN_BALANCE, OWED)
+REVERSAL_POLICIES = tuple(policy.value for policy in ReversalPolicy)
 FULL_PERMILLE: Final = 1_000
 POINTS_PER_GRAM_MAX = 1_000
 PARTS_MAX = 32
@@ -115,7 +115,7 @@ class Campaign:
     day_points_max: int | None = None
     total_points_max: int | None = None
     when_spent: str = STOP
-    reversal_policy: str = OWED
+    reversal_policy: str = ReversalPolicy.OWED.value
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 from accounting import clock
@@ -39,6 +40,14 @@ class Hold(NamedTuple):
     @property
     def points(self) -> int:
         return sum(lot.points for lot in self.lots)
+
+
+class ReversalPolicy(StrEnum):
+    """How far taking an activity back may reach; its crediting entry names it."""
+
+    PENDING_ONLY = "pending_only"  # What has matured stays with the resident.
+    WITHIN_BALANCE = "within_balance"  # What was spent stays, and nothing becomes owed.
+    OWED = "owed"  # What is not there any more is recovered from later earnings.
 
 
 def day_number(day: date) -> int:

@@ -20,10 +20,9 @@ both sides. So for each funder its shared points books are always the negative o
 wallets, which is what the funder still owes the residents.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 from accounting import clock
@@ -33,6 +32,7 @@ from points.lots import (
     Hold,
     Lot,
     Pending,
+    ReversalPolicy,
     day_number,
     ms,
     nearness,
@@ -69,19 +69,6 @@ class TooManyHolds(DomainError):
     en = "At most {limit} holds may be open at once; capture or release one first."
     zh = "同时最多保留 {limit} 笔积分冻结，请先完成或释放其中一笔。"
     final = False
-
-
-class ReversalPolicy(StrEnum):
-    """How far taking an activity back may reach; its crediting entry names it."""
-
-    PENDING_ONLY = "pending_only"  # What has matured stays with the resident.
-    WITHIN_BALANCE = "within_balance"  # What was spent stays, and nothing becomes owed.
-    OWED = "owed"  # What is not there any more is recovered from later earnings.
-
-    @classmethod
-    def of(cls, refs: Mapping[str, Any]) -> "ReversalPolicy":
-        """The policy an activity was credited under, from the refs of its entry."""
-        return cls(refs.get("reversal_policy", cls.OWED))
 
 
 @dataclass

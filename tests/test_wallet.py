@@ -8,11 +8,10 @@ import pytest
 
 from accounting import book, clock
 from accounting.book import Line, State
-from points.lots import Lot
+from points.lots import Lot, ReversalPolicy
 from points.wallet import (
     HOLDS_MAX,
     InsufficientPoints,
-    ReversalPolicy,
     TooManyHolds,
     Wallet,
     consistent,
@@ -286,11 +285,6 @@ def test_a_reversal_reaches_as_far_as_its_policy(
     assert wallet.take_back(100, "city", policy=policy, **there) == taken
     assert wallet.available + wallet.pending_points == left
     assert (wallet.owed_points, wallet.earned) == (owed, 111 - taken)
-
-
-def test_the_policy_is_read_from_the_entry_that_credited() -> None:
-    assert ReversalPolicy.of({"reversal_policy": "pending_only"}) is ReversalPolicy.PENDING_ONLY
-    assert ReversalPolicy.of({}) is ReversalPolicy.OWED
 
 
 def test_an_earning_is_adjusted_by_its_difference_and_never_into_debt() -> None:
