@@ -12,21 +12,29 @@ account (`available`). Shared books have no head: only the account is sequenced.
 
 import hashlib
 import random
+import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
 import bson
-import mongoengine as me
-from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError
+from bson.raw_bson import RawBSONDocument
+from pymongo import IndexModel
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from accounting import clock, storage
 from accounting.errors import AccountBusy, DomainError, KeyReused
 
 POST_ATTEMPTS_MAX = 12
+# Rounds of a batch after which the accounts that still lose are posted one ask at a time.
+BATCH_ROUNDS_MAX = 3
+BATCH_MAX = 5_000
+# Day ranges that one query of a batch tells apart; beyond, they are read as one.
+RANGES_MAX = 50
+DUPLICATE = 11_000
+_BY_DAY = [("account", 1), ("cap_day", 1)]
 LINES_PER_ENTRY_MAX = 400
 _PAUSE_S = 0.004
 _PAUSE_MAX_S = 0.25
@@ -59,8 +67,18 @@ class Ask:
     cap_day: date | None = None
 
 
+class Noted(NamedTuple):
+    """An entry as rules look back on it: without its lines and the state after it."""
+
+    seq: int
+    kind: str
+    cap_day: str
+    recorded_at: datetime
+    refs: dict[str, Any]
+
+
 # Finds the entries of an account whose activity happened on city days, both included.
-Days = Callable[[str, date, date], "list[Entry]"]
+Days = Callable[[str, date, date], list[Noted]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +96,7 @@ class Head:
     hash: str = ""
     days: Days | None = field(default=None, compare=False, repr=False)
 
-    def on_days(self, first: date, last: date) -> "list[Entry]":
+    def on_days(self, first: date, last: date) -> list[Noted]:
         """This account's entries of the city days `first` to `last`; see `book.on_days`."""
         return (self.days or on_days)(self.account, first, last)
 
@@ -124,60 +142,77 @@ class Posted(NamedTuple):
 Decide = Callable[[Head, datetime], Decision]
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One posting of a batch. `days`, first and last, is what `decide` may look back on.
+
+    It is a hint, read for the whole batch at once: other days are found too, by a query of their
+    own.
+    """
+
+    ask: Ask
+    decide: Decide
+    days: tuple[date, date] | None = None
+
+
+Result = Posted | DomainError
+
+
+_TEXT = {"bsonType": "string"}
+_INSTANT = {"bsonType": "date"}
+# How an entry lies in MongoDB, in the order of its hash. The id is account and key: so a key is
+# unique in its account without an index of its own.
+_SHAPE: storage.Doc = {
+    "_id": _TEXT,
+    "account": _TEXT,
+    "seq": {"bsonType": ["int", "long"], "minimum": 1},
+    "kind": _TEXT,
+    "lines": {"bsonType": "array", "maxItems": LINES_PER_ENTRY_MAX},
+    "after": {"bsonType": "object", "required": ["balances"]},
+    "fingerprint": _TEXT,
+    "occurred_at": _INSTANT,
+    "recorded_at": _INSTANT,
+    "cap_day": {"bsonType": ["string", "null"]},
+    "refs": {"bsonType": "object"},
+    "prev_hash": _TEXT,
+    "hash": {"bsonType": "string", "minLength": 64, "maxLength": 64},
+}
+
+
 @storage.indexed
-class EntryDocument(me.Document):
-    """How an entry lies in MongoDB. Written with one raw insert; read through `entries`."""
+class EntryCollection:
+    """The one collection of the book. It can be read and added to, nothing else."""
 
-    account = me.StringField(required=True)
-    seq = me.IntField(required=True)
-    key = me.StringField(required=True)
-    kind = me.StringField(required=True)
-    lines = me.ListField(me.ListField())
-    after = me.DictField()
-    fingerprint = me.StringField(required=True)
-    occurred_at = me.DateTimeField(required=True)
-    recorded_at = me.DateTimeField(required=True)
-    cap_day = me.StringField()
-    refs = me.DictField()
-    prev_hash = me.StringField(required=True)
-    hash = me.StringField(required=True)
+    name = "entries"
 
-    meta = {
-        "collection": "entries",
-        "auto_create_index": False,
-        "indexes": [
+    @classmethod
+    def ensure_indexes(cls) -> None:
+        schema = {
+            "bsonType": "object",
+            "required": list(_SHAPE),
+            "properties": _SHAPE,
+            "additionalProperties": False,
+        }
+        indexes = [
             # Newest first: heads of many accounts come from one DISTINCT_SCAN of this index.
-            {"fields": ["account", "-seq"], "unique": True},
-            {"fields": ["account", "key"], "unique": True},
-            {"fields": ["account", "cap_day"], "sparse": True},
-        ],
-    }
+            IndexModel([("account", 1), ("seq", -1)], unique=True),
+            IndexModel(_BY_DAY, sparse=True),
+        ]
+        storage.ensure_collection(cls.name, schema, indexes)
+
+    @classmethod
+    def open(cls) -> storage.AppendOnly:
+        return storage.AppendOnly(storage.database()[cls.name])
 
 
-# The order is part of the hash.
-_FIELDS = (
-    "account",
-    "seq",
-    "key",
-    "kind",
-    "lines",
-    "after",
-    "fingerprint",
-    "occurred_at",
-    "recorded_at",
-    "cap_day",
-    "refs",
-    "prev_hash",
-)
-
-
-def _collection() -> "Collection[storage.Doc]":
-    return storage.strong(EntryDocument._get_collection())
+def _collection() -> storage.AppendOnly:
+    return EntryCollection.open()
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    """SHA-256 over the BSON of the fields in fixed order."""
-    return hashlib.sha256(bson.encode({name: document[name] for name in _FIELDS})).hexdigest()
+    """SHA-256 over the BSON of all there is of an entry but the hash, in the order it lies in."""
+    content = {name: value for name, value in document.items() if name != "hash"}
+    return hashlib.sha256(bson.encode(content)).hexdigest()
 
 
 def fingerprint(*parts: Any) -> str:
@@ -197,7 +232,7 @@ def post(ask: Ask, decide: Decide) -> Posted:
         before = head(ask.account)
         now = max(clock.now(), before.recorded_at) if before.recorded_at else clock.now()
         try:
-            document = _document(ask, before, decide(before, now), now)
+            entry, document = _next(ask, before, decide(before, now), now)
         except DomainError:
             earlier = _replayed(ask)
             if earlier is not None:
@@ -212,8 +247,221 @@ def post(ask: Ask, decide: Decide) -> Posted:
                 return earlier
             time.sleep(random.uniform(0, min(_PAUSE_S * 2**attempt, _PAUSE_MAX_S)))
             continue
-        return Posted(_entry(document), replayed=False)
+        return Posted(entry, replayed=False)
     raise AccountBusy(retry_after=1)
+
+
+def post_many(wanted: Sequence[Wanted]) -> list[Result]:
+    """Record many asks in a fixed number of round trips; the results are in their order.
+
+    Each is judged like by `post`: asks of one account one after the other, in their order, each on
+    the state the one before left. A refusal is that ask's result and nobody else's. What lost its
+    account to another writer is judged again, at last through `post`.
+    """
+    assert len(wanted) <= BATCH_MAX, len(wanted)
+    results: dict[int, Result] = {}
+    left = list(range(len(wanted)))
+    for _ in range(BATCH_ROUNDS_MAX):
+        left = _round(wanted, left, results)
+        if not left:
+            break
+        # Some of what is left may be there: that is one way of losing.
+        left = _answered(wanted, left, results)
+    for place in left:
+        try:
+            results[place] = post(wanted[place].ask, wanted[place].decide)
+        except DomainError as refusal:
+            results[place] = refusal
+    return [results[place] for place in range(len(wanted))]
+
+
+@dataclass(slots=True)
+class _Chain:
+    """What a round decided for one account: entries that follow one another, and refusals.
+
+    `places` are its asks in order, `drafts` the entries with the place each is for.
+    """
+
+    places: list[int]
+    drafts: list[tuple[int, Entry, RawBSONDocument]] = field(default_factory=list)
+    refused: dict[int, DomainError] = field(default_factory=dict)
+    again: list[int] = field(default_factory=list)
+    written: int = 0
+
+
+def _round(wanted: Sequence[Wanted], left: list[int], results: dict[int, Result]) -> list[int]:
+    """Judge and insert what is left, filling in results; returns what has to be judged again."""
+    chains: dict[str, _Chain] = {}
+    for place in left:
+        chains.setdefault(wanted[place].ask.account, _Chain([])).places.append(place)
+    befores, days = heads(chains), _DaysRead(wanted, left)
+    now = clock.now()
+    for account, chain in chains.items():
+        _decide_chain(wanted, chain, befores.get(account) or Head(account), days, now)
+    # Before anything is written, so that a later ask of the batch with the same key is not meant.
+    refused = [place for chain in chains.values() for place in chain.refused]
+    _answered(wanted, refused, results)
+    # A later entry of an account must never lie behind a lost one. So the first of each account
+    # goes in by itself: whoever lost is known, and the others' entries follow in order.
+    first = [chain for chain in chains.values() if chain.drafts]
+    for place in _insert([chain.drafts[0][2] for chain in first], ordered=False):
+        first[place].written = 1
+    rest = [(chain, draft) for chain in first if chain.written for draft in chain.drafts[1:]]
+    for place in _insert([draft[2] for _, draft in rest], ordered=True):
+        rest[place][0].written += 1
+    for chain in chains.values():
+        for place, entry, _ in chain.drafts[: chain.written]:
+            results[place] = Posted(entry, replayed=False)
+    return _unsettled(chains.values(), results)
+
+
+def _decide_chain(
+    wanted: Sequence[Wanted], chain: _Chain, before: Head, days: "_DaysRead", now: datetime
+) -> None:
+    keys = set()
+    before = replace(before, days=days)
+    for place in chain.places:
+        ask = wanted[place].ask
+        if ask.key in keys:
+            # The answer is the entry drafted here a moment ago, once it is written.
+            chain.again.append(place)
+            continue
+        then = max(now, before.recorded_at) if before.recorded_at else now
+        try:
+            entry, document = _next(ask, before, wanted[place].decide(before, then), then)
+        except DomainError as refusal:
+            chain.refused[place] = refusal
+            continue
+        keys.add(ask.key)
+        chain.drafts.append((place, entry, document))
+        days.add(entry)
+        before = Head(ask.account, entry.seq, entry.after, then, entry.hash, days)
+
+
+def _unsettled(chains: Iterable[_Chain], results: dict[int, Result]) -> list[int]:
+    """What must be judged again: all of an account from what it lost, and keys asked for twice.
+
+    A refusal is a result unless it rested on what was lost.
+    """
+    again: list[int] = []
+    for chain in chains:
+        lost = chain.drafts[chain.written][0] if chain.written < len(chain.drafts) else None
+        for place in chain.places:
+            if place in results:
+                continue
+            if place in chain.again or (lost is not None and place >= lost):
+                again.append(place)
+            else:
+                results[place] = chain.refused[place]
+    return sorted(again)
+
+
+def _answered(wanted: Sequence[Wanted], places: list[int], results: dict[int, Result]) -> list[int]:
+    """Answer what an earlier try wrote, all found in one query; returns what nobody wrote."""
+    if not places:
+        return []
+    asks = {_id(wanted[place].ask.account, wanted[place].ask.key): place for place in places}
+    accounts = {wanted[place].ask.account for place in places}
+    found = _collection().find({"_id": {"$in": list(asks)}, "account": {"$in": list(accounts)}})
+    earlier = {document["_id"]: _entry(document) for document in found}
+    nobody = []
+    for place in places:
+        ask = wanted[place].ask
+        entry = earlier.get(_id(ask.account, ask.key))
+        if entry is None:
+            nobody.append(place)
+        elif entry.fingerprint != ask.fingerprint:
+            results[place] = KeyReused(key=ask.key)
+        else:
+            results[place] = Posted(entry, replayed=True)
+    return nobody
+
+
+def _insert(documents: list[RawBSONDocument], *, ordered: bool) -> list[int]:
+    """Insert entries; returns the places of those written. Ordered, it stops at the first lost."""
+    if not documents:
+        return []
+    try:
+        _collection().insert_many(documents, ordered=ordered)
+    except BulkWriteError as error:
+        details = error.details
+        lost = {one["index"] for one in details["writeErrors"] if one["code"] == DUPLICATE}
+        if len(lost) < len(details["writeErrors"]) or details["writeConcernErrors"]:
+            raise
+        end = min(lost) if ordered else len(documents)
+        return [place for place in range(end) if place not in lost]
+    return list(range(len(documents)))
+
+
+class _DaysRead:
+    """The entries of a batch's accounts on the days its rules look back on, read at once.
+
+    What the batch itself decides is added as it goes; days nobody named are read when asked for.
+    """
+
+    def __init__(self, wanted: Sequence[Wanted], places: list[int]) -> None:
+        self.ranges: dict[str, tuple[date, date]] = {}
+        self.stored: dict[str, list[Noted]] = {}
+        self.added: dict[str, list[Noted]] = {}
+        for place in places:
+            days, account = wanted[place].days, wanted[place].ask.account
+            if days is not None:
+                first, last = self.ranges.get(account, days)
+                self.ranges[account] = (min(first, days[0]), max(last, days[1]))
+        if self.ranges:
+            self._read()
+
+    def __call__(self, account: str, first: date, last: date) -> list[Noted]:
+        known = self.ranges.get(account)
+        if known is not None and known[0] <= first and last <= known[1]:
+            stored = self.stored.get(account, [])
+        else:
+            stored = on_days(account, first, last)
+        since, until = first.isoformat(), last.isoformat()
+        return [
+            noted
+            for noted in (*stored, *self.added.get(account, ()))
+            if since <= noted.cap_day <= until
+        ]
+
+    def add(self, entry: Entry) -> None:
+        if entry.cap_day is not None:
+            noted = Noted(entry.seq, entry.kind, entry.cap_day, entry.recorded_at, entry.refs)
+            self.added.setdefault(entry.account, []).append(noted)
+
+    def _read(self) -> None:
+        by_range: dict[tuple[date, date], list[str]] = {}
+        for account, days in self.ranges.items():
+            by_range.setdefault(days, []).append(account)
+        if len(by_range) > RANGES_MAX:
+            whole = (min(days[0] for days in by_range), max(days[1] for days in by_range))
+            by_range = {whole: list(self.ranges)}
+        wanted = [
+            {"account": {"$in": accounts}, "cap_day": _between(*days)}
+            for days, accounts in by_range.items()
+        ]
+        found = _collection().find({"$or": wanted}, _NOTED).hint(_BY_DAY)
+        for document in found.sort([("account", 1), ("seq", 1)]):
+            self.stored.setdefault(document["account"], []).append(_noted(document))
+
+
+def heads(accounts: Iterable[str]) -> dict[str, Head]:
+    """The newest states of many accounts in one read; an account without entries is left out."""
+    found = _collection().aggregate(heads_pipeline(list(accounts)))
+    return {
+        row["_id"]: Head(row["_id"], row["seq"], row["after"], row["recorded_at"], row["hash"])
+        for row in found
+    }
+
+
+def heads_pipeline(accounts: list[str]) -> list[storage.Doc]:
+    """Sorted like the index, so that the planner skips from head to head (a DISTINCT_SCAN)."""
+    first = {name: {"$first": f"${name}"} for name in ("seq", "after", "recorded_at", "hash")}
+    return [
+        {"$match": {"account": {"$in": accounts}}},
+        {"$sort": {"account": 1, "seq": -1}},
+        {"$group": {"_id": "$account", **first}},
+    ]
 
 
 def head(account: str) -> Head:
@@ -229,7 +477,7 @@ def head(account: str) -> Head:
 
 
 def by_key(account: str, key: str) -> Entry | None:
-    found = _collection().find_one({"account": account, "key": key})
+    found = _collection().find_one({"_id": _id(account, key), "account": account})
     return _entry(found) if found else None
 
 
@@ -248,14 +496,24 @@ def entries(
         yield _entry(document)
 
 
-def on_days(account: str, first: date, last: date) -> list[Entry]:
+def on_days(account: str, first: date, last: date) -> list[Noted]:
     """The entries whose activity happened on the city days `first` to `last`, both included.
 
     In the order of the book: a reversal comes after what it undoes.
     """
-    wanted = {"$gte": first.isoformat(), "$lte": last.isoformat()}
-    found = _collection().find({"account": account, "cap_day": wanted})
-    return sorted(map(_entry, found), key=lambda entry: entry.seq)
+    found = _collection().find({"account": account, "cap_day": _between(first, last)}, _NOTED)
+    return sorted((_noted(document) for document in found), key=lambda noted: noted.seq)
+
+
+_NOTED = {"_id": 0, "account": 1, "seq": 1, "kind": 1, "cap_day": 1, "recorded_at": 1, "refs": 1}
+
+
+def _noted(document: Mapping[str, Any]) -> Noted:
+    return Noted(*(document[name] for name in Noted._fields))
+
+
+def _between(first: date, last: date) -> dict[str, str]:
+    return {"$gte": first.isoformat(), "$lte": last.isoformat()}
 
 
 def as_of(account: str, instant: datetime) -> Head:
@@ -350,8 +608,17 @@ def _replayed(ask: Ask) -> Posted | None:
     return Posted(earlier, replayed=True)
 
 
-def _document(ask: Ask, before: Head, decision: Decision, now: datetime) -> storage.Doc:
-    """Build the next entry. Assertions here are about our own rules, never about a caller."""
+def _id(account: str, key: str) -> str:
+    return f"{account}/{key}"
+
+
+def _next(
+    ask: Ask, before: Head, decision: Decision, now: datetime
+) -> tuple[Entry, RawBSONDocument]:
+    """The next entry and the bytes to store: encoded once, for its hash and for the insert.
+
+    Assertions here are about our own rules, never about a caller.
+    """
     lines = decision.lines
     assert len(lines) <= LINES_PER_ENTRY_MAX, len(lines)
     assert all(type(line.amount) is int for line in lines), lines
@@ -359,11 +626,11 @@ def _document(ask: Ask, before: Head, decision: Decision, now: datetime) -> stor
     assert ask.occurred_at.tzinfo is not None, "occurred_at needs a timezone"
     assert ask.occurred_at.microsecond % 1_000 == 0, ask.occurred_at
     document: storage.Doc = {
+        "_id": _id(ask.account, ask.key),
         "account": ask.account,
         "seq": before.seq + 1,
-        "key": ask.key,
         "kind": ask.kind,
-        "lines": [list(line) for line in lines],
+        "lines": lines,
         "after": {
             **before.after,
             **decision.after,
@@ -376,8 +643,17 @@ def _document(ask: Ask, before: Head, decision: Decision, now: datetime) -> stor
         "refs": dict(decision.refs),
         "prev_hash": before.hash,
     }
-    document["hash"] = _digest(document)
-    return document
+    content = bson.encode(document)
+    document["hash"] = hashlib.sha256(content).hexdigest()
+    return _entry(document), _with_hash(content, document["hash"])
+
+
+def _with_hash(content: bytes, digest: str) -> RawBSONDocument:
+    """The BSON of a document with one more text behind its fields."""
+    text = digest.encode()
+    element = b"\x02hash\x00" + struct.pack("<i", len(text) + 1) + text + b"\x00"
+    size = struct.pack("<i", len(content) + len(element))
+    return RawBSONDocument(size + content[4:-1] + element + b"\x00")
 
 
 def _sums(lines: Iterable[Line]) -> dict[str, int]:
@@ -401,7 +677,7 @@ def _entry(document: Mapping[str, Any]) -> Entry:
     return Entry(
         account=document["account"],
         seq=document["seq"],
-        key=document["key"],
+        key=document["_id"][len(document["account"]) + 1 :],
         kind=document["kind"],
         lines=tuple(Line(*line) for line in document["lines"]),
         after=document["after"],

@@ -4,11 +4,16 @@ Every domain write is `w: majority, j: true`: an acknowledged write survives the
 process. That needs a replica set (or a sharded cluster), so a standalone server is refused.
 """
 
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import mongoengine
 from mongoengine.connection import get_connection, get_db
-from pymongo import MongoClient
+from pymongo import IndexModel, MongoClient
+from pymongo.change_stream import CollectionChangeStream
+from pymongo.collection import Collection
+from pymongo.command_cursor import CommandCursor
+from pymongo.cursor import Cursor
 from pymongo.database import Database
 from pymongo.errors import ConfigurationError
 from pymongo.read_concern import ReadConcern
@@ -20,9 +25,18 @@ DEFAULT_DATABASE = "tanhui"
 SERVER_SELECTION_MS = 3_000
 
 Doc = dict[str, Any]
-D = TypeVar("D", bound=mongoengine.Document)
 
-_indexed: list[type[mongoengine.Document]] = []
+
+class Indexed(Protocol):
+    """What `ensure_indexes` can prepare: a MongoEngine document, or a collection of our own."""
+
+    @classmethod
+    def ensure_indexes(cls) -> None: ...
+
+
+D = TypeVar("D", bound=type[Indexed])
+
+_indexed: list[type[Indexed]] = []
 
 
 class WeakStore(Exception):
@@ -88,10 +102,60 @@ def strong(collection: Any) -> Any:
     )
 
 
-def indexed(document: type[D]) -> type[D]:
+class AppendOnly:
+    """A collection one can read and add to, with strong concerns.
+
+    What would change, replace or remove a document is not here to be called.
+    """
+
+    def __init__(self, collection: "Collection[Doc]") -> None:
+        self._collection: Collection[Doc] = strong(collection)
+        self.name = collection.name
+
+    def insert_one(self, document: Any) -> None:
+        self._collection.insert_one(document)
+
+    def insert_many(self, documents: Sequence[Any], *, ordered: bool) -> None:
+        self._collection.insert_many(documents, ordered=ordered)
+
+    def find_one(
+        self,
+        wanted: Mapping[str, Any],
+        fields: Mapping[str, Any] | None = None,
+        sort: Sequence[tuple[str, int]] | None = None,
+    ) -> Doc | None:
+        return self._collection.find_one(wanted, fields, sort=sort)
+
+    def find(
+        self, wanted: Mapping[str, Any], fields: Mapping[str, Any] | None = None
+    ) -> "Cursor[Doc]":
+        return self._collection.find(wanted, fields)
+
+    def aggregate(self, pipeline: Sequence[Doc]) -> "CommandCursor[Doc]":
+        return self._collection.aggregate(pipeline)
+
+    def watch(self, **options: Any) -> "CollectionChangeStream[Doc]":
+        return self._collection.watch(**options)
+
+
+def indexed(document: D) -> D:
     """Class decorator: `ensure_indexes` makes the indexes of this document."""
     _indexed.append(document)
     return document
+
+
+def ensure_collection(name: str, schema: Doc, indexes: Iterable[IndexModel]) -> None:
+    """Make a collection that refuses documents of another shape (`$jsonSchema`), with its indexes.
+
+    The shape of a collection that is there already is replaced.
+    """
+    known = database().list_collection_names(filter={"name": name})
+    validator = {"$jsonSchema": schema}
+    if known:
+        database().command("collMod", name, validator=validator)
+    else:
+        database().create_collection(name, validator=validator)
+    database()[name].create_indexes(list(indexes))
 
 
 def ensure_indexes() -> None:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from accounting import book, clock
-from accounting.book import Entry
+from accounting.book import Entry, Noted
 from accounting.errors import Language
 from accounting.quantities import MG_PER_G
 from footprint import methodology, reasons, replay, rules, working
@@ -277,12 +277,10 @@ def _later(resident: str, entry: Entry | None, language: Language) -> Answer:
     return {"later": later, "stands": {"reduction_mg": mg, "points": points}}
 
 
-def _change(entry: Entry, seq: int, language: Language) -> Answer | None:
+def _change(entry: Noted, seq: int, language: Language) -> Answer | None:
     """What an entry changed about the one of that number; None if nothing."""
     moved = [
-        change
-        for change in replay.moved(entry.seq, entry.cap_day or "", entry.refs)
-        if change.seq == seq
+        change for change in replay.moved(entry.seq, entry.cap_day, entry.refs) if change.seq == seq
     ]
     if not moved:
         return None

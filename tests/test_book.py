@@ -142,9 +142,9 @@ def test_two_accounts_never_meet_in_one_key() -> None:
 
 def test_the_store_itself_refuses_a_second_seq_and_a_second_key() -> None:
     add("a")
-    entry = raw().find_one({}, {"_id": 0})
+    entry = raw().find_one()
     with pytest.raises(DuplicateKeyError):
-        raw().insert_one({**entry, "key": "b"})
+        raw().insert_one({**entry, "_id": f"{ANNA}/b"})
     with pytest.raises(DuplicateKeyError):
         raw().insert_one({**entry, "seq": 2})
 
@@ -300,7 +300,7 @@ def test_a_hash_survives_the_way_through_the_store() -> None:
 
 
 def edit(key: str, change: dict[str, Any]) -> None:
-    assert raw().update_one({"account": ANNA, "key": key}, {"$set": change}).modified_count == 1
+    assert raw().update_one({"_id": f"{ANNA}/{key}"}, {"$set": change}).modified_count == 1
 
 
 def swap() -> None:
@@ -312,12 +312,12 @@ def swap() -> None:
 def forge_with_a_new_hash() -> None:
     """An attacker who knows the scheme recomputes the hash of what he edited."""
     edit("k2", {"fingerprint": "0" * 64})
-    edit("k2", {"hash": book._digest(raw().find_one({"account": ANNA, "key": "k2"}))})
+    edit("k2", {"hash": book._digest(raw().find_one({"_id": f"{ANNA}/k2"}))})
 
 
 def forge_the_last(change: dict[str, Any]) -> None:
     edit("k3", change)
-    edit("k3", {"hash": book._digest(raw().find_one({"account": ANNA, "key": "k3"}))})
+    edit("k3", {"hash": book._digest(raw().find_one({"_id": f"{ANNA}/k3"}))})
 
 
 @pytest.mark.parametrize(
@@ -331,8 +331,14 @@ def forge_the_last(change: dict[str, Any]) -> None:
             lambda: edit("k2", {"prev_hash": "f" * 64}),
             "seq 2: does not name the hash of the entry before it",
         ),
-        (lambda: raw().delete_one({"key": "k2"}), "seq 3: follows seq 1, so an entry is missing"),
-        (lambda: raw().delete_one({"key": "k1"}), "seq 2: follows seq 0, so an entry is missing"),
+        (
+            lambda: raw().delete_one({"_id": f"{ANNA}/k2"}),
+            "seq 3: follows seq 1, so an entry is missing",
+        ),
+        (
+            lambda: raw().delete_one({"_id": f"{ANNA}/k1"}),
+            "seq 2: follows seq 0, so an entry is missing",
+        ),
         (swap, "seq 1: does not name the hash of the entry before it"),
         (forge_with_a_new_hash, "seq 3: does not name the hash of the entry before it"),
         (
@@ -370,11 +376,11 @@ def _chain(account: str, length: int) -> Iterator[dict[str, Any]]:
     """Entries without lines, made without asking the store for each head."""
     before = Head(account)
     for number in range(length):
-        document = book._document(
+        entry, document = book._next(
             ask(f"k{number}", account=account), before, Decision((), {}), THEN
         )
         yield document
-        before = Head(account, document["seq"], document["after"], THEN, document["hash"])
+        before = Head(account, entry.seq, entry.after, THEN, entry.hash)
 
 
 # Races and deaths.

@@ -1,14 +1,15 @@
 """What a forked process may be asked to do; each takes and returns plain JSON values."""
 
 import os
+import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from accounting import book, clock, links
-from accounting.book import Ask, Decision, Head, Line
-from accounting.errors import AccountBusy
+from accounting.book import Ask, Decision, Head, Line, Wanted
+from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
 from footprint import reviews, versions
 from footprint.rules import Report
@@ -41,6 +42,38 @@ def deposit_for_ever(account: str, acknowledged: str) -> None:
             continue
         os.write(log, f"{key}\n".encode())
         os.fsync(log)
+
+
+def move_many(accounts: list[str], worker: int, seed: int) -> list[str]:
+    """A seeded batch of gains and spends over accounts; what became of each."""
+    chance = random.Random(seed)
+
+    def wanted(number: int) -> Wanted:
+        amount = chance.randint(-6, 9)
+        key, account = f"{worker}-{number}", chance.choice(accounts)
+
+        def decide(head: Head, now: datetime) -> Decision:
+            if book.balance(head.after, "points", "available") + amount < 0:
+                raise NoMore()
+            lines = (Line("points", "issued:city", -amount), Line("points", "available", amount))
+            return Decision(lines, {}, {"amount": amount})
+
+        print_of = book.fingerprint(amount)
+        return Wanted(Ask(account, key, "earn", print_of, datetime(2026, 5, 1, tzinfo=UTC)), decide)
+
+    answers = []
+    for result in book.post_many([wanted(number) for number in range(60)]):
+        if isinstance(result, AccountBusy):
+            answers.append("busy")
+        elif isinstance(result, DomainError):
+            answers.append(result.code)
+        else:
+            answers.append("replayed" if result.replayed else "posted")
+    return answers
+
+
+class NoMore(DomainError):
+    code = "no_more"
 
 
 def report(
@@ -124,6 +157,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     for one in (
         deposit,
         deposit_for_ever,
+        move_many,
         report,
         credit_parked,
         redeem,

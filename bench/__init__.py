@@ -1,0 +1,1 @@
+"""What things cost, measured next to the least that MongoDB would take for the same."""
