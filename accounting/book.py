@@ -496,6 +496,13 @@ def entries(
         yield _entry(document)
 
 
+def at(places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Entry]:
+    """Entries by (account, seq), in one query: a few hundred at most."""
+    wanted = [{"account": account, "seq": seq} for account, seq in places]
+    found = map(_entry, _collection().find({"$or": wanted})) if wanted else ()
+    return {(entry.account, entry.seq): entry for entry in found}
+
+
 def on_days(account: str, first: date, last: date) -> list[Noted]:
     """The entries whose activity happened on the city days `first` to `last`, both included.
 

@@ -33,6 +33,7 @@ class MerchantDocument(me.Document):
     id = me.StringField(primary_key=True)
     name = me.DictField(required=True)
     stores = me.ListField(me.DictField())
+    fee_basis_points = me.IntField(required=True)
     created_at = me.DateTimeField(required=True)
 
     meta = {"collection": "merchants", "auto_create_index": False}
@@ -76,6 +77,7 @@ class Merchant:
     id: str
     name: dict[str, str]
     stores: tuple[Store, ...]
+    fee_basis_points: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +111,18 @@ def _rewards() -> "Collection[storage.Doc]":
     return storage.strong(RewardDocument._get_collection())
 
 
-def add_merchant(name: dict[str, str], stores: list[dict[str, str]]) -> Merchant:
-    """Add a merchant; each store (`name`, `address`) gets an id."""
+def add_merchant(
+    name: dict[str, str], stores: list[dict[str, str]], *, fee_basis_points: int = 0
+) -> Merchant:
+    """Add a merchant; each store (`name`, `address`) gets an id.
+
+    The fee is what settlement keeps of the face value, in hundredths of a percent.
+    """
     merchant = Merchant(
         id=new_id("mer"),
         name=name,
         stores=tuple(Store(new_id("sto"), store["name"], store["address"]) for store in stores),
+        fee_basis_points=fee_basis_points,
     )
     _merchants().insert_one(
         {
@@ -124,6 +132,7 @@ def add_merchant(name: dict[str, str], stores: list[dict[str, str]]) -> Merchant
                 {"store_id": store.store_id, "name": store.name, "address": store.address}
                 for store in merchant.stores
             ],
+            "fee_basis_points": fee_basis_points,
             "created_at": clock.now(),
         }
     )
@@ -252,7 +261,8 @@ def _in_flight(reward_id: str, redemption_id: str) -> bool:
 
 
 def _merchant(row: storage.Doc) -> Merchant:
-    return Merchant(row["_id"], row["name"], tuple(Store(**store) for store in row["stores"]))
+    stores = tuple(Store(**store) for store in row["stores"])
+    return Merchant(row["_id"], row["name"], stores, row["fee_basis_points"])
 
 
 def _reward(row: storage.Doc) -> Reward:

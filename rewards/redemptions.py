@@ -20,7 +20,7 @@ from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
 from accounting import book, clock, storage, sweeping
-from accounting.book import Ask, Decision, Head
+from accounting.book import Ask, Decision, Entry, Head
 from accounting.errors import DomainError, KeyReused, NotFound
 from accounting.ids import new_id
 from points.lots import Lot
@@ -140,9 +140,10 @@ def redeem(resident: str, key: str, reward_id: str, quantity: int) -> Redemption
         if resumed and _lease(redemption.id, ASKED) is None:
             raise RedemptionInProgress(retry_after=1)
         with _let_go_on_error(redemption.id):
+            spent = _spent(redemption) if resumed else None
             # What is paid for is handed over, whatever has happened to stock and dates since.
-            if resumed and _is_spent(redemption):
-                redemption = _issue(redemption, reward)
+            if spent is not None:
+                redemption = _issue(redemption, reward, spent)
             else:
                 redemption = _carry_through(redemption, reward)
     return redemption
@@ -200,11 +201,13 @@ def _finish(found: Redemption) -> None:
         # A voucher used meanwhile ends the cancellation, and that is an end as well.
         with contextlib.suppress(VoucherUsed, VoucherExpired):
             _carry_cancel(redemption)
-    elif _fence(redemption):
+        return
+    last = _fence(redemption)
+    if last.kind == "release":
         catalogue.give_back(redemption.reward_id, redemption.id, redemption.quantity)
         _refuse(redemption, RewardUnavailable())
     else:
-        _issue(redemption, catalogue.reward(redemption.reward_id))
+        _issue(redemption, catalogue.reward(redemption.reward_id), last)
 
 
 def _lease(redemption_id: str, *states: str) -> Redemption | None:
@@ -251,7 +254,7 @@ def _carry_through(redemption: Redemption, reward: Reward) -> Redemption:
             raise RewardUnavailable()
         catalogue.reserve(reward.id, redemption.id, redemption.quantity)
         try:
-            _spend(redemption, reward)
+            spent = _spend(redemption, reward)
         except DomainError as refusal:
             if refusal.final:
                 catalogue.give_back(reward.id, redemption.id, redemption.quantity)
@@ -260,14 +263,17 @@ def _carry_through(redemption: Redemption, reward: Reward) -> Redemption:
         if refusal.final:
             _refuse(redemption, refusal)
         raise
-    return _issue(redemption, reward)
+    return _issue(redemption, reward, spent)
 
 
-def _spend(redemption: Redemption, reward: Reward) -> None:
-    entry = book.post(_ask_of(redemption), lambda head, now: _decide(redemption, reward, head, now))
-    if entry.entry.kind == "release":
+def _spend(redemption: Redemption, reward: Reward) -> Entry:
+    posted = book.post(
+        _ask_of(redemption), lambda head, now: _decide(redemption, reward, head, now)
+    )
+    if posted.entry.kind == "release":
         # The sweeper gave this redemption up while it was being carried through.
         raise RewardUnavailable()
+    return posted.entry
 
 
 def _ask_of(redemption: Redemption, kind: str = "spend") -> Ask:
@@ -298,13 +304,13 @@ def _decide(redemption: Redemption, reward: Reward, head: Head, now: datetime) -
     )
 
 
-def _is_spent(redemption: Redemption) -> bool:
+def _spent(redemption: Redemption) -> Entry | None:
     entry = book.by_key(redemption.resident, f"redemption:{redemption.id}")
-    return entry is not None and entry.kind == "spend"
+    return entry if entry is not None and entry.kind == "spend" else None
 
 
-def _fence(redemption: Redemption) -> bool:
-    """Take the redemption's key in the book with an empty entry; False if the points are spent."""
+def _fence(redemption: Redemption) -> Entry:
+    """Take the redemption's key in the book with an empty `release`, unless it has its `spend`."""
     posted = book.post(
         _ask_of(redemption, "release"),
         lambda head, now: Decision(
@@ -313,10 +319,27 @@ def _fence(redemption: Redemption) -> bool:
             refs={"redemption": redemption.id},
         ),
     )
-    return posted.entry.kind == "release"
+    return posted.entry
 
 
-def _issue(redemption: Redemption, reward: Reward) -> Redemption:
+def _points_of_each(spent: Entry, quantity: int) -> Iterator[tuple[tuple[str, int], ...]]:
+    """The points each of a redemption's vouchers was bought with, by the funder of their lots."""
+    lots = [Lot(*lot) for lot in spent.refs["lots"]]
+    price = sum(lot.points for lot in lots) // quantity
+    for _ in range(quantity):
+        used: dict[str, int] = {}
+        left = price
+        while left:
+            part = min(lots[0].points, left)
+            used[lots[0].funder] = used.get(lots[0].funder, 0) + part
+            left -= part
+            lots[0] = lots[0]._replace(points=lots[0].points - part)
+            if lots[0].points == 0:
+                del lots[0]
+        yield tuple(used.items())
+
+
+def _issue(redemption: Redemption, reward: Reward, spent: Entry) -> Redemption:
     expires_at = clock.start_of(
         clock.city_day(redemption.created_at) + timedelta(days=reward.voucher_valid_days + 1)
     )
@@ -333,8 +356,9 @@ def _issue(redemption: Redemption, reward: Reward) -> Redemption:
                 funder_split=((reward.funder, reward.face_value_fen),),
                 status=vouchers.ISSUED,
                 expires_at=expires_at,
+                points=points,
             )
-            for number in range(1, redemption.quantity + 1)
+            for number, points in enumerate(_points_of_each(spent, redemption.quantity), start=1)
         ]
     )
     catalogue.issue(reward.id, redemption.id, redemption.quantity)

@@ -24,23 +24,32 @@ from rewards import vouchers
 from rewards.vouchers import Scan, Voucher
 
 UNBOOKED_MAX = 500
+USED, REFUNDED, CORRECTED = "used", "refunded", "corrected"
 
 
 @storage.indexed
 class MoveDocument(me.Document):
-    """One scan or refund as the book has it, found by merchant."""
+    """One scan, refund or correction as the book has it, found by merchant.
+
+    Corrections have no voucher, store or reward.
+    """
 
     id = me.StringField(primary_key=True)
+    kind = me.StringField(required=True)
+    # Which scan of its voucher, from 1; a refund has the number of its scan.
+    number = me.IntField()
     merchant_id = me.StringField(required=True)
-    store_id = me.StringField(required=True)
-    terminal_ref = me.StringField(required=True)
-    voucher_id = me.StringField(required=True)
-    redemption_id = me.StringField(required=True)
-    reward_id = me.StringField(required=True)
+    store_id = me.StringField()
+    terminal_ref = me.StringField()
+    voucher_id = me.StringField()
+    reward_id = me.StringField()
     title = me.DictField()
     # Signed: a refund takes back.
     fen = me.IntField(required=True)
     funder_split = me.ListField(me.ListField())
+    # (funder, points) of the lots the voucher was bought with.
+    points = me.ListField(me.ListField())
+    reason = me.StringField()
     at = me.DateTimeField(required=True)
     account = me.StringField(required=True)
     seq = me.IntField(required=True)
@@ -54,7 +63,8 @@ class MoveDocument(me.Document):
         "indexes": [
             {"fields": ["merchant_id", "statement", "recorded_at"]},
             {"fields": ["statement", "_id"]},
-            {"fields": ["voucher_id"]},
+            # What no statement has yet, and since when.
+            {"fields": ["statement", "recorded_at", "merchant_id"]},
         ],
     }
 
@@ -93,6 +103,8 @@ class _Move(NamedTuple):
     """A scan (sign 1) or its refund (sign -1), with its key in the book."""
 
     key: str
+    kind: str
+    number: int
     sign: int
     scan: Scan
     at: datetime
@@ -101,9 +113,9 @@ class _Move(NamedTuple):
 def _moves_of(voucher: Voucher) -> Iterator[_Move]:
     for number, scan in enumerate(voucher.scans, start=1):
         key = f"voucher:{voucher.id}:{number}"
-        yield _Move(f"{key}:used", 1, scan, scan.used_at)
+        yield _Move(f"{key}:{USED}", USED, number, 1, scan, scan.used_at)
         if scan.refunded_at is not None:
-            yield _Move(f"{key}:refunded", -1, scan, scan.refunded_at)
+            yield _Move(f"{key}:{REFUNDED}", REFUNDED, number, -1, scan, scan.refunded_at)
 
 
 def _post(voucher: Voucher, move: _Move) -> Entry:
@@ -146,16 +158,26 @@ def _decide(voucher: Voucher, move: _Move, head: Head, now: datetime) -> Decisio
 def _keep_move(voucher: Voucher, move: _Move, entry: Entry) -> None:
     row: storage.Doc = {
         "_id": move.key,
+        "kind": move.kind,
+        "number": move.number,
         "merchant_id": voucher.merchant_id,
         "store_id": move.scan.store_id,
         "terminal_ref": move.scan.terminal_ref,
         "voucher_id": voucher.id,
-        "redemption_id": voucher.redemption_id,
         "reward_id": voucher.reward_id,
         "title": voucher.title,
         "fen": move.sign * voucher.face_value_fen,
         "funder_split": [[funder, move.sign * part] for funder, part in voucher.funder_split],
+        "points": [[funder, move.sign * points] for funder, points in voucher.points],
+        "reason": None,
         "at": move.at,
+    }
+    keep(row, entry)
+
+
+def keep(row: storage.Doc, entry: Entry) -> None:
+    """Write a move beside the entry that booked it, once."""
+    row |= {
         "account": entry.account,
         "seq": entry.seq,
         "recorded_at": entry.recorded_at,

@@ -63,8 +63,9 @@ class VoucherDocument(me.Document):
     merchant_id = me.StringField(required=True)
     title = me.DictField()
     face_value_fen = me.IntField(required=True)
-    # (funder, fen), fixed when the voucher was issued.
+    # (funder, fen) and (funder, points), fixed when the voucher was issued.
     funder_split = me.ListField(me.ListField())
+    points = me.ListField(me.ListField())
     code_hash = me.StringField(required=True)
     status = me.StringField(required=True)
     expires_at = me.DateTimeField(required=True)
@@ -102,7 +103,11 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class Voucher:
-    """A voucher as it stands. `funder_split` says who pays how many fen of the face value."""
+    """A voucher as it stands.
+
+    `funder_split` says who pays how many fen of the face value, `points` what it was bought with:
+    (funder, points) of the lots they came from.
+    """
 
     id: str
     redemption_id: str
@@ -114,6 +119,7 @@ class Voucher:
     funder_split: tuple[tuple[str, int], ...]
     status: str
     expires_at: datetime
+    points: tuple[tuple[str, int], ...] = ()
     scans: tuple[Scan, ...] = ()
     unbooked_since: datetime | None = None
 
@@ -144,6 +150,7 @@ def issue(vouchers: list[Voucher]) -> None:
     for voucher in vouchers:
         document = {name: getattr(voucher, name) for name in _ISSUED_FIELDS}
         document["funder_split"] = [list(part) for part in voucher.funder_split]
+        document["points"] = [list(part) for part in voucher.points]
         document["scans"] = []
         document["code_hash"] = _code_hash(code_of(voucher.id))
         rows().update_one({"_id": voucher.id}, {"$setOnInsert": document}, upsert=True)
@@ -245,6 +252,7 @@ def of_row(row: storage.Doc) -> Voucher:
     return Voucher(
         id=row["_id"],
         funder_split=tuple((funder, fen) for funder, fen in row["funder_split"]),
+        points=tuple((funder, points) for funder, points in row["points"]),
         scans=tuple(Scan(**scan) for scan in row["scans"]),
         unbooked_since=row.get("unbooked_since"),
         **{name: row[name] for name in _ISSUED_FIELDS},

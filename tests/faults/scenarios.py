@@ -15,7 +15,7 @@ from footprint import reviews, versions
 from footprint.rules import Report
 from integrations import imports
 from points import crediting, deciding, feed, restating
-from rewards import catalogue, redemptions, till, vouchers
+from rewards import catalogue, redemptions, settlement, till, vouchers
 from rewards.vouchers import USED
 
 
@@ -111,6 +111,12 @@ def refund(voucher_id: str, merchant_id: str) -> str:
     return till.refund(voucher_id, merchant_id=merchant_id).status
 
 
+def settle(job_id: str) -> str:
+    job = settlement.run(job_id)
+    assert job is not None
+    return job.state
+
+
 def decide(queue: str, review_id: str, accept: bool, reason: str, by: str) -> str:
     decision = reviews.Decision(accept, reason, by)
     return deciding.decide(reviews.get(queue, review_id), decision).status
@@ -164,6 +170,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         cancel,
         scan,
         refund,
+        settle,
         decide,
         run_import,
         run_restatement,
