@@ -17,7 +17,7 @@ from accounting import book as the_book
 from accounting import clock, storage, vault
 from accounting import factors as the_factors
 from accounting.factors import review
-from api import operators, stack
+from api import launch, operators, stack
 from api.config import ConfigError
 from api.operators import data_dir_option
 from integrations.servers import LOOPBACK, ServerError
@@ -41,7 +41,7 @@ def tanhui(context: click.Context) -> None:
 @click.option("--demo", is_flag=True, help="Load demo people and open demo conveniences.")
 def up(data_dir: Path, host: str, port: int, demo: bool) -> None:
     """Start everything and keep it running until Ctrl-C."""
-    stack.up(data_dir, host=host, port=port, demo=demo)
+    launch.up(data_dir, host=host, port=port, demo=demo)
 
 
 @tanhui.command()

@@ -136,8 +136,12 @@ class Child:
     _log_start: int = field(default=0, init=False)
 
     def start(self) -> None:
-        """Start (or start again). Raises OSError when the program cannot be executed."""
-        with self.log.open("ab") as log:
+        """Start (or start again). Raises OSError when the program cannot be executed.
+
+        Whatever a signal handler raises meanwhile comes when the process is known, so that `stop`
+        ends it: register that before.
+        """
+        with self.log.open("ab") as log, _undisturbed() as disturbing:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self.command,
@@ -148,7 +152,7 @@ class Child:
                 cwd=self.directory,
                 pass_fds=tuple(self.keep),
                 process_group=0,
-                preexec_fn=_dies_with_parent(self.on_orphaned),
+                preexec_fn=_before_exec(disturbing, self.on_orphaned),
             )
 
     @property
@@ -186,17 +190,28 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def _dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """Ask Linux to signal the child when we are gone, even by `kill -9`."""
+@contextmanager
+def _undisturbed() -> Iterator[set[signal.Signals]]:
+    """Hold back the signals that ask us to stop; yields what was held back before."""
+    asking = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, asking)
+    try:
+        yield {signal.Signals(number) for number in before}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _before_exec(held_back: set[signal.Signals], orphaned: signal.Signals) -> Callable[[], None]:
+    """Let signals through to the child, and have Linux send one when we are gone (`kill -9`)."""
     libc = _LIBC
-    if libc is None:
-        return None
     parent = os.getpid()
 
     def arrange() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, int(number))
-        if os.getppid() != parent:  # We died between fork and prctl.
-            os._exit(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
+        if libc is not None:
+            libc.prctl(PR_SET_PDEATHSIG, int(orphaned))
+            if os.getppid() != parent:  # We died between fork and prctl.
+                os._exit(1)
 
     return arrange
 
@@ -379,16 +394,16 @@ def _start(
         child = Child(name, command(port), log, environment=environment, keep=keep)
         try:
             child.start()
-        except OSError as error:
-            raise ServerError(
-                f"{program.title} cannot be started ({error.strerror}: {child.command[0]}); "
-                f"set {program.setting} to {program.instead}"
-            ) from error
-        try:
             _wait(program, child, lambda port=port: ready(port), seconds)  # type: ignore[misc]
         except _PortTaken:
             child.stop()
             continue
+        except OSError as error:
+            child.stop()
+            raise ServerError(
+                f"{program.title} cannot be started ({error.strerror}: {child.command[0]}); "
+                f"set {program.setting} to {program.instead}"
+            ) from error
         except BaseException:
             child.stop()
             raise

@@ -1,35 +1,25 @@
 """The demo: its input is what the generator makes, and playing it works, twice, with one effect."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stacks import PATIENCE_S, Stack
 
-from api import stack
 from api.demo import generate, inputs, play, story
 
 SEED, RESIDENTS = 2026, 40
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo")
+@pytest.fixture
+def data_dir(demo_stack: Stack) -> Path:
+    return demo_stack.data_dir
 
 
-@pytest.fixture(scope="module")
-def base_url(data_dir: Path) -> Iterator[str]:
-    """A stack of its own: what the environment says of other servers is not for it."""
-    theirs = ("MONGODB_URI", "REDIS_URL", "GOOGLE_APPLICATION_CREDENTIALS")
-    mine = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("TANHUI_") and name not in theirs
-    }
-    with stack.running(data_dir, demo=True, env=mine) as url:
-        yield url
+@pytest.fixture
+def base_url(demo_stack: Stack) -> str:
+    return demo_stack.base_url
 
 
 def test_the_committed_day_is_what_the_generator_makes() -> None:
@@ -67,7 +57,7 @@ def test_what_must_be_refused_is_told_from_the_input_alone() -> None:
     }
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(3 * PATIENCE_S)
 def test_a_day_is_played(base_url: str, data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = play.main(data_dir=data_dir, input_dir=None, base_url=base_url)
     said = capsys.readouterr()
@@ -77,7 +67,7 @@ def test_a_day_is_played(base_url: str, data_dir: Path, capsys: pytest.CaptureFi
     assert len(_record(data_dir)["totals"]) == 4
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(3 * PATIENCE_S)
 def test_played_again_it_changes_nothing(
     base_url: str, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,130 @@
+"""The processes of a stack besides its servers: how each is started, and how we see it is ready."""
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import redis
+
+from api.config import Config
+from api.stack import ROOT
+from integrations import servers
+from integrations.servers import Child
+
+API_WORKERS = 2
+API_THREADS = 8
+WORKER_THREADS = 4
+GRACEFUL_SECONDS = 20
+
+
+def of(config: Config, door: socket.socket, keep: int) -> tuple[Child, Child, Child]:
+    """The API, the worker and the clock, not yet started."""
+    metrics = config.data_dir / "metrics"
+    shutil.rmtree(metrics, ignore_errors=True)  # Counters of processes that are gone.
+    metrics.mkdir(mode=0o700)
+    inherited = {name: value for name, value in os.environ.items() if name[:7] != "TANHUI_"}
+    environment = {
+        **inherited,
+        **config.environment(),
+        "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+    def child(name: str, command: list[str], *fds: int, orphaned: signal.Signals) -> Child:
+        return Child(
+            name,
+            [sys.executable, "-m", *command],
+            config.data_dir / "log" / f"{name}.log",
+            environment=environment,
+            directory=ROOT,
+            keep=(keep, *fds),
+            on_orphaned=orphaned,
+        )
+
+    api = [
+        *("gunicorn", "api.wsgi:app", "--config", "python:api.gunicorn"),
+        *("--bind", f"fd://{door.fileno()}", "--no-control-socket"),
+        *("--worker-class", "gthread"),
+        *("--workers", f"{API_WORKERS}", "--threads", f"{API_THREADS}"),
+        *("--graceful-timeout", f"{GRACEFUL_SECONDS}", "--timeout", "60", "--keep-alive", "5"),
+        *("--log-level", config.log_level.lower()),
+    ]
+    celery = ["celery", "--app", "api.worker:celery"]
+    worker = [
+        *(*celery, "worker", "--pool", "threads", "--concurrency", f"{WORKER_THREADS}"),
+        *("--without-gossip", "--without-mingle", "--loglevel", config.log_level),
+    ]
+    beat = [
+        *(*celery, "beat", "--schedule", str(_schedule_file(config.data_dir))),
+        *("--loglevel", config.log_level),
+    ]
+    return (
+        child("gunicorn", api, door.fileno(), orphaned=signal.SIGTERM),
+        # On SIGTERM a worker finishes its tasks first; with the servers gone it never would.
+        child("worker", worker, orphaned=signal.SIGKILL),
+        child("beat", beat, orphaned=signal.SIGTERM),
+    )
+
+
+def fcm_standin(data_dir: Path, keep: int) -> tuple[Child, str, Callable[[], bool]]:
+    """A stand-in for Firebase, not yet started; its URL; whether it listens.
+
+    On a fixed port, because a restart must not move it.
+    """
+    with socket.socket() as probe:
+        probe.bind((servers.LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    standin = Child(
+        "fcm-standin",
+        [sys.executable, "-m", "integrations.fcm_standin", "--port", str(port)],
+        data_dir / "log" / "fcm-standin.log",
+        directory=ROOT,
+        keep=(keep,),
+    )
+    return standin, f"http://{servers.LOOPBACK}:{port}", lambda: _accepts(port)
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection((servers.LOOPBACK, port), timeout=1):
+            return True
+    except OSError:
+        return False  # Not listening yet.
+
+
+def answers(base_url: str) -> bool:
+    """Whether the API says it is ready."""
+    address = urlsplit(base_url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False  # Not serving yet.
+    finally:
+        connection.close()
+
+
+def consumes(redis_url: str) -> bool:
+    """Whether a worker listens: last of all it subscribes to the pattern of its control channel."""
+    try:
+        with redis.Redis.from_url(redis_url, socket_connect_timeout=5) as client:
+            return int(client.pubsub_numpat()) > 0
+    except redis.RedisError:
+        return False
+
+
+def _schedule_file(data_dir: Path) -> Path:
+    return data_dir / "beat-schedule"
+
+
+def schedules(data_dir: Path, since_ns: int) -> bool:
+    """Whether beat has opened its schedule; some database libraries add a suffix to the name."""
+    found = data_dir.glob(f"{_schedule_file(data_dir).name}*")
+    return any(file.stat().st_mtime_ns >= since_ns for file in found)
