@@ -5,7 +5,8 @@ A cursor of one list is no cursor of another, and nobody can make one: the place
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import marshmallow as ma
 from flask import request
@@ -23,6 +24,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
 Place = tuple[Any, ...]
+Row = TypeVar("Row")
 
 
 class PageQuery(Schema):
@@ -68,6 +70,23 @@ def page(rows: Sequence[Any], wanted: dict[str, Any], of: Callable[[Any], Place]
     more = len(rows) > wanted["limit"]
     cursor = _signer().dumps([_packed(value) for value in of(shown[-1])]) if more else None
     return {"items": list(shown), "next_cursor": cursor}
+
+
+def newest(
+    wanted: dict[str, Any],
+    find: Callable[..., Sequence[Row]],
+    shown: Callable[[Row], Any] | None = None,
+    *,
+    by: Callable[[Row], Any] = attrgetter("id"),
+) -> dict[str, Any]:
+    """One page of the rows that `find(before=..., limit=...)` finds, newest first.
+
+    They are sorted by `by`, which is unique; `shown` is what the answer says of each.
+    """
+    at = place(wanted)
+    rows = find(before=at[0] if at else None, limit=wanted["limit"] + 1)
+    answer = page(rows, wanted, lambda row: (by(row),))
+    return answer | {"items": [shown(row) for row in answer["items"]]} if shown else answer
 
 
 def beyond(names: Sequence[str], at: Place | None, *, oldest_first: bool = False) -> dict[str, Any]:

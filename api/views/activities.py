@@ -1,5 +1,6 @@
 """What residents report: single and in batches, with every gram's reason."""
 
+from functools import partial
 from typing import Any
 
 import marshmallow as ma
@@ -13,7 +14,7 @@ from api import problems
 from api.idempotency import idempotent
 from api.numbers import CityDay, EachAlone, Flag, Grams, Quantity, Schema
 from api.openapi import Blueprint, refuses
-from api.paging import PageQuery, page, page_of, place
+from api.paging import PageQuery, newest, page_of
 from api.problems import Invalid, language
 from api.reports import ActivityAnswer, ReportFields, report_of, shown
 from api.security import OPEN, RESIDENT, caller, door
@@ -148,11 +149,7 @@ class Activities(MethodView):
     @blueprint.response(200, page_of(ActivityAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """My activities, newest first"""
-        at = place(wanted)
-        found = activities.of_resident(
-            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
-        )
-        answer = page(found, wanted, lambda activity: (activity.id,))
+        answer = newest(wanted, partial(activities.of_resident, caller().id))
         return answer | {"items": [shown(_settled(one)) for one in answer["items"]]}
 
 

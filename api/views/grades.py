@@ -1,6 +1,7 @@
 """The personal grade and the consents, from the resident's side."""
 
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import marshmallow as ma
@@ -14,7 +15,7 @@ from accounting.errors import NotFound
 from api.idempotency import idempotent
 from api.numbers import CityDay, Instant, Kilograms, Schema
 from api.openapi import Blueprint
-from api.paging import PageQuery, page, page_of, place
+from api.paging import PageQuery, newest, page_of
 from api.problems import Invalid, language
 from api.security import OPEN, RESIDENT, caller, door
 from footprint import grade
@@ -113,10 +114,8 @@ class GradeHistory(MethodView):
     @blueprint.response(200, page_of(GradeAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """My gradings, newest first"""
-        at = place(wanted)
-        found = grade.history(caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1)
-        answer = page(found, wanted, lambda snapshot: (snapshot.number,))
-        return answer | {"items": [shown(snapshot) for snapshot in answer["items"]]}
+        history = partial(grade.history, caller().id)
+        return newest(wanted, history, shown, by=lambda snapshot: snapshot.number)
 
 
 @blueprint.route("/v1/consent-texts")
@@ -162,12 +161,7 @@ class Consents(MethodView):
     @blueprint.response(200, page_of(ConsentAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """My consents, newest first"""
-        at = place(wanted)
-        found = consents.of_resident(
-            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
-        )
-        answer = page(found, wanted, lambda consent: (consent.id,))
-        return answer | {"items": [_consent(consent) for consent in answer["items"]]}
+        return newest(wanted, partial(consents.of_resident, caller().id), _consent)
 
 
 @blueprint.route("/v1/me/consents/<consent_id>")
@@ -196,12 +190,7 @@ class AccessLog(MethodView):
     @blueprint.response(200, page_of(AccessAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Who read what of me, when and why, allowed or refused"""
-        at = place(wanted)
-        found = consents.access_log(
-            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
-        )
-        answer = page(found, wanted, lambda access: (access.id,))
-        return answer | {"items": [_access(access) for access in answer["items"]]}
+        return newest(wanted, partial(consents.access_log, caller().id), _access)
 
 
 def shown(snapshot: Snapshot) -> dict[str, Any]:

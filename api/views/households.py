@@ -1,5 +1,6 @@
 """The resident's meter accounts, and what utilities sent for them."""
 
+from functools import partial
 from typing import Any
 
 import marshmallow as ma
@@ -12,7 +13,7 @@ from api.bill_rows import CARRIERS, BillAnswer, shown_bill
 from api.idempotency import idempotent
 from api.numbers import Instant, Schema, Whole
 from api.openapi import Blueprint, refuses
-from api.paging import PageQuery, page, page_of, place
+from api.paging import PageQuery, newest, page_of
 from api.security import RESIDENT, caller, door
 from footprint import activities, bills, households
 from footprint.households import Membership
@@ -70,11 +71,7 @@ class Households(MethodView):
     @blueprint.response(200, page_of(HouseholdAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """My meter accounts, newest first"""
-        at = place(wanted)
-        found = households.of_resident(
-            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
-        )
-        return page(found, wanted, lambda membership: (membership.id,))
+        return newest(wanted, partial(households.of_resident, caller().id))
 
 
 @blueprint.route("/v1/me/households/<household_id>")
@@ -107,11 +104,7 @@ class Bills(MethodView):
     @blueprint.response(200, page_of(BillAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """What utilities sent for my meters, and what each was credited or not for"""
-        at = place(wanted)
-        found = bills.of_resident(
-            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
-        )
-        answer = page(found, wanted, lambda bill: (bill.id,))
+        answer = newest(wanted, partial(bills.of_resident, caller().id))
         settled = [
             one if one.state == activities.SETTLED else bill_crediting.resume(one)
             for one in answer["items"]

@@ -1,6 +1,7 @@
 """The resident's own account: preferences, links, devices, inbox, milestones, footprint summary."""
 
 from datetime import date
+from functools import partial
 from typing import Any
 
 import marshmallow as ma
@@ -16,7 +17,7 @@ from accounting.outbox import Notification
 from api.idempotency import idempotent
 from api.numbers import CityDay, Flag, Grams, Instant, Schema
 from api.openapi import Blueprint, refuses
-from api.paging import PageQuery, page, page_of, place
+from api.paging import PageQuery, newest, page_of
 from api.problems import Invalid, language
 from api.security import RESIDENT, caller, door
 from footprint import bills, methodology, summaries
@@ -200,11 +201,7 @@ class Links(MethodView):
     @blueprint.response(200, page_of(LinkAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """My links, newest first"""
-        at = place(wanted)
-        found = links.of_resident(
-            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
-        )
-        return page(found, wanted, lambda link: (link.id,))
+        return newest(wanted, partial(links.of_resident, caller().id))
 
 
 @blueprint.route("/v1/me/links/<link_id>")
@@ -245,11 +242,8 @@ class Notifications(MethodView):
     @blueprint.response(200, InboxAnswer)
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """My inbox, newest first"""
-        at = place(wanted)
-        found = outbox.inbox(caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1)
-        answer = page(found, wanted, lambda row: (row.id,))
-        shown = [_notification(row) for row in answer["items"]]
-        return answer | {"items": shown, "unread": outbox.unread(caller().id)}
+        answer = newest(wanted, partial(outbox.inbox, caller().id), _notification)
+        return answer | {"unread": outbox.unread(caller().id)}
 
 
 @blueprint.route("/v1/me/notifications/<notification_id>/read")

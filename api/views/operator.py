@@ -14,7 +14,7 @@ from accounting.ids import new_id
 from api.idempotency import idempotent
 from api.numbers import Instant, Schema, Whole
 from api.openapi import Blueprint, refuses
-from api.paging import PageQuery, page, page_of, place
+from api.paging import PageQuery, newest, page_of
 from api.reports import ActivityAnswer, shown
 from api.security import OPERATOR, caller, door
 from footprint import activities, methodology
@@ -183,9 +183,7 @@ class OperatorRewards(MethodView):
     @blueprint.response(200, page_of(OperatorRewardAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """The whole catalogue with its stock, newest first"""
-        at = place(wanted)
-        found = catalogue.all_rewards(before=at[0] if at else None, limit=wanted["limit"] + 1)
-        return page(found, wanted, lambda reward: (reward.id,))
+        return newest(wanted, catalogue.all_rewards)
 
 
 @blueprint.route("/v1/operator/partners")

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import marshmallow as ma
@@ -15,7 +16,7 @@ from api.bill_rows import BillAnswer, shown_bill
 from api.idempotency import idempotent
 from api.numbers import CityDay, Flag, Instant, Schema
 from api.openapi import Blueprint, refuses
-from api.paging import PageQuery, page, page_of, place
+from api.paging import PageQuery, newest, page, page_of, place
 from api.problems import Invalid, PayloadTooLarge, UnsupportedMediaType
 from api.reports import ActivityAnswer, shown
 from api.security import OPERATOR, RESIDENT, caller, door
@@ -199,12 +200,8 @@ class MyAppeals(MethodView):
     @blueprint.response(200, page_of(AppealAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """My appeals with what was decided and why, newest first"""
-        at = place(wanted)
-        found = reviews.of_resident(
-            caller().id, reviews.APPEALS, before=at[0] if at else None, limit=wanted["limit"] + 1
-        )
-        answer = page(found, wanted, lambda review: (review.id,))
-        return answer | {"items": [_appeal(one) for one in answer["items"]]}
+        mine = partial(reviews.of_resident, caller().id, reviews.APPEALS)
+        return newest(wanted, mine, _appeal)
 
 
 @blueprint.route("/v1/operator/reviews")

@@ -1,6 +1,7 @@
 """Points, rewards and redemptions, as residents see them."""
 
 from datetime import datetime
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -15,7 +16,7 @@ from accounting.errors import NotFound
 from api.idempotency import business_key, idempotent
 from api.numbers import CityDay, Instant, Schema, Whole
 from api.openapi import Blueprint, refuses
-from api.paging import PageQuery, page, page_of, place
+from api.paging import PageQuery, newest, page_of
 from api.problems import NotAcceptable, language
 from api.security import OPEN, RESIDENT, caller, door
 from points import statements
@@ -124,12 +125,8 @@ class Entries(MethodView):
     @blueprint.response(200, page_of(EntryAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Every entry of my account, newest first"""
-        at = place(wanted)
-        found = statements.rows(
-            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
-        )
-        answer = page(found, wanted, lambda row: (row.entry.seq,))
-        return answer | {"items": [_entry(row) for row in answer["items"]]}
+        mine = partial(statements.rows, caller().id)
+        return newest(wanted, mine, _entry, by=lambda row: row.entry.seq)
 
 
 @blueprint.route("/v1/rewards")
@@ -139,11 +136,7 @@ class Rewards(MethodView):
     @blueprint.response(200, page_of(RewardAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Rewards that can be had, newest first"""
-        at = place(wanted)
-        found = catalogue.open_rewards(
-            clock.now(), before=at[0] if at else None, limit=wanted["limit"] + 1
-        )
-        answer = page(found, wanted, lambda reward: (reward.id,))
+        answer = newest(wanted, partial(catalogue.open_rewards, clock.now()))
         merchants = catalogue.merchants({reward.merchant_id for reward in answer["items"]})
         shown = [_reward(reward, merchants[reward.merchant_id]) for reward in answer["items"]]
         return answer | {"items": shown}
@@ -180,12 +173,7 @@ class Redemptions(MethodView):
     @blueprint.response(200, page_of(RedemptionAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """My redemptions, newest first"""
-        at = place(wanted)
-        found = redemptions.of_resident(
-            caller().id, before=at[0] if at else None, limit=wanted["limit"] + 1
-        )
-        answer = page(found, wanted, lambda redemption: (redemption.id,))
-        return answer | {"items": [_redemption(one) for one in answer["items"]]}
+        return newest(wanted, partial(redemptions.of_resident, caller().id), _redemption)
 
 
 @blueprint.route("/v1/redemptions/<redemption_id>")
