@@ -53,6 +53,8 @@ STATUS: dict[str, int] = {
     "source_event_conflict": 409,
     "version_exists": 409,
     "first_day_taken": 409,
+    "proposal_waiting": 409,
+    "nothing_proposed": 409,
     "approved_too_late": 409,
     "already_linked": 409,
     "household_full": 409,

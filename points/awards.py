@@ -19,8 +19,6 @@ from points.wallet import Wallet
 
 # Bonus counters of the newest days live in the state; older days are summed from their entries.
 DAYS_KEPT = 3
-# After this many days nothing of a campaign can arrive any more, appeals included.
-CAMPAIGN_KEPT = timedelta(days=400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +177,7 @@ class _Counters:
             campaign = part.campaign.partition("@")[0]
             one = self.state.setdefault(campaign, {"total": 0, "days": {}, "until": ""})
             one["total"] += part.points
-            one["until"] = max(one["until"], (day + CAMPAIGN_KEPT).isoformat())
+            one["until"] = max(one["until"], (day + terms.CAMPAIGN_KEPT).isoformat())
             if self._keeps(day):
                 on = day.isoformat()
                 one["days"][on] = one["days"].get(on, 0) + part.points

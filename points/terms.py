@@ -22,6 +22,10 @@ REFRESH_S = 3.0
 # Longer than the oldest knowledge of a process, the slowest write and the skew of clocks together.
 LEAD = timedelta(seconds=10)
 RECORDS_MAX = 10_000
+# Of each funder; a record in force is older than this many only if they were written all at once.
+RATES_KEPT = 50
+# After this many days nothing of a campaign can arrive any more, appeals included.
+CAMPAIGN_KEPT = timedelta(days=400)
 ATTEMPTS_MAX = 5
 
 
@@ -61,13 +65,13 @@ class CampaignTermsDocument(me.Document):
     campaign = me.StringField(required=True)
     number = me.IntField(required=True)
     applies_from = me.DateTimeField(required=True)
-    last_day = me.StringField(required=True)
+    ends = me.StringField(required=True)
     terms = me.DictField(required=True)
 
     meta = {
         "collection": "campaign_terms",
         "auto_create_index": False,
-        "indexes": [{"fields": ["campaign", "-number"], "unique": True}],
+        "indexes": [{"fields": ["campaign", "-number"], "unique": True}, {"fields": ["ends"]}],
     }
 
 
@@ -81,12 +85,24 @@ def current() -> Terms:
     return _known[1]
 
 
+def forget() -> None:
+    """Know nothing, as a process that begins."""
+    global _known
+    _known = None
+
+
 def refresh() -> Terms:
     """Read every record that may still matter."""
     global _known
     asked = time.monotonic()
-    rates = [_rate(row) for row in _rates().find({"number": {"$gt": 0}}).limit(RECORDS_MAX)]
-    rows = _campaigns().find({"number": {"$gt": 0}}).limit(RECORDS_MAX)
+    newest: list[storage.Doc] = [
+        {"$sort": {"funder": 1, "number": -1}},
+        {"$group": {"_id": "$funder", "rows": {"$firstN": {"n": RATES_KEPT, "input": "$$ROOT"}}}},
+        {"$limit": RECORDS_MAX},
+    ]
+    rates = [_rate(row) for found in _rates().aggregate(newest) for row in found["rows"]]
+    ended = clock.city_day(clock.now()) - CAMPAIGN_KEPT
+    rows = _campaigns().find({"ends": {"$gte": ended.isoformat()}}).limit(RECORDS_MAX)
     terms = Terms(
         rules=earning.shipped(),
         rates=(CITY_RATE, *rates),
@@ -105,9 +121,14 @@ def publish_rate(
     fen_per_1000_points: int,
     reason: str,
     after: int,
-    **pool: int | None,
+    used_points: int | None = None,
+    limit_points: int | None = None,
+    reserve_points: int | None = None,
 ) -> Rate | None:
-    """Add the record that follows number `after` of a funder; None when another came first."""
+    """Add the record that follows number `after` of a funder; None when another came first.
+
+    What the pool looked like is kept for whoever asks why.
+    """
     newest = newest_rate(funder)
     if (newest.number if newest else 0) != after:
         return None
@@ -121,8 +142,10 @@ def publish_rate(
         "covers": covers,
         "fen_per_1000_points": fen_per_1000_points,
         "reason": reason,
+        "used_points": used_points,
+        "limit_points": limit_points,
+        "reserve_points": reserve_points,
         "made_at": clock.now(),
-        **pool,
     }
     try:
         _rates().insert_one(row)
@@ -146,8 +169,11 @@ def rate_rows(funder: str, *, before: int | None, limit: int) -> list[storage.Do
     return list(_rates().find(wanted).sort("number", -1).limit(limit))
 
 
-def publish_campaign(campaign: str, terms: storage.Doc) -> Campaign:
-    """Add the next terms of a campaign; they apply in a few seconds."""
+def publish_campaign(campaign: str, terms: storage.Doc, *, ends: str) -> Campaign:
+    """Add the next terms of a campaign; they apply in a few seconds.
+
+    `ends` is its last day, which a pause leaves alone.
+    """
     for _ in range(ATTEMPTS_MAX):
         newest = _campaigns().find_one({"campaign": campaign}, sort=[("number", -1)])
         number = newest["number"] + 1 if newest else 1
@@ -156,7 +182,7 @@ def publish_campaign(campaign: str, terms: storage.Doc) -> Campaign:
             "campaign": campaign,
             "number": number,
             "applies_from": _from(newest["applies_from"] if newest else None),
-            "last_day": terms["last_day"],
+            "ends": ends,
             "terms": terms,
         }
         if newest is not None and newest["terms"] == terms:

@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from accounting import clock
+from accounting import book, clock
 from footprint.activities import Activity
 from footprint.rules import Report
 from points import crediting
+from points.wallet import Wallet
 
 _events = itertools.count()
 
@@ -44,3 +45,16 @@ def did(
     what = Report(behaviour, Decimal(str(quantity)), start, end, attributes)
     event = f"event-{next(_events)}"
     return crediting.report(who, what, source="city", event_id=event, evidence=evidence)[0]
+
+
+def spent(who: str, points: int) -> None:
+    """Spend points of a resident as a redemption does."""
+
+    def decide(head: book.Head, now: datetime) -> book.Decision:
+        wallet = Wallet.load(head.after)
+        wallet.advance(now)
+        wallet.spend(points)
+        return book.Decision(tuple(wallet.lines), {"wallet": wallet.dump()})
+
+    ask = book.Ask(who, f"spend-{points}", "spend", book.fingerprint(points), clock.now())
+    book.post(ask, decide)

@@ -18,7 +18,7 @@ from callers import Caller, machine, new_phone, resident, said
 from drafts import changed, cleaner_bus, draft, nothing_left_behind, published
 from faults.crew import KILLED, Crew, Death
 from flask import Flask
-from lives import at, city, did
+from lives import at, city, did, spent
 from shop import open_shop
 
 import api.app
@@ -33,7 +33,7 @@ from footprint import bills, households, methodology, replay, summaries, version
 from footprint.billing_rules import BillReport
 from points import bill_crediting, crediting, milestones, restating, statements
 from points.restating import Restatement
-from points.wallet import Wallet, consistent
+from points.wallet import consistent
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -184,19 +184,6 @@ def test_less_takes_points_back_from_pending_and_available_of_that_funder() -> N
     assert (balance.available, balance.owed, balance.lifetime_earned) == (104, 0, 104)
     assert month_of(rider) == [("2026-05-20", "bus_km", True, 104_000, 104, 1)]
     the_books_hold()
-
-
-def spent(who: str, points: int) -> None:
-    """Spend points of a resident as a redemption does."""
-
-    def decide(head: book.Head, now: datetime) -> book.Decision:
-        wallet = Wallet.load(head.after)
-        wallet.advance(now)
-        wallet.spend(points)
-        return book.Decision(tuple(wallet.lines), {"wallet": wallet.dump()})
-
-    ask = book.Ask(who, f"spend-{points}", "spend", book.fingerprint(points), clock.now())
-    book.post(ask, decide)
 
 
 def test_nobody_loses_points_already_spent() -> None:

@@ -7,6 +7,7 @@ from api.views import (
     bank,
     explanations,
     feeds,
+    funders,
     grades,
     households,
     me,
@@ -37,6 +38,7 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     bank.blueprint,
     operator.blueprint,
     methodology.blueprint,
+    funders.blueprint,
     operator_jobs.blueprint,
     operator_audit.blueprint,
 )
