@@ -14,6 +14,7 @@ from accounting import clock, storage
 from accounting.errors import ValidationFailed
 from accounting.ids import new_id
 from points import funders, proposals, terms
+from points.earning import Campaign
 from points.proposals import Agreed
 
 # Terms of a campaign that is agreed on may change in these only; the others take a new campaign.
@@ -57,9 +58,7 @@ def propose(wanted: dict[str, Any], by: str, *, alone: bool, once: str | None = 
     """
     if wanted["first_day"] < clock.city_day(clock.now()).isoformat():
         raise ValidationFailed("/first_day", "Must not lie in the past.", "不得早于今天。")
-    if not funders.known(wanted["funder"]):
-        raise ValidationFailed("/funder_id", "There is no such funder.", "没有该出资方。")
-    _check_days(wanted)
+    _check(wanted)
     found = proposals.begin(
         _collection(), new_id("cmp"), {**wanted, "paused": False}, by=by, once=once
     )
@@ -100,6 +99,14 @@ def newest(*, before: str | None, limit: int) -> list[Agreed]:
     return proposals.newest(_collection(), before=before, limit=limit)
 
 
+def drafted(wanted: dict[str, Any]) -> Campaign:
+    """The campaign that was wanted, to be tried out. Raises `ValidationFailed` like `propose`."""
+    _check(wanted)
+    put = {name: value for name, value in wanted.items() if name != "name"}
+    row = {"campaign": "draft", "number": 0, "applies_from": clock.now(), "terms": put}
+    return terms.campaign_of(row)
+
+
 def sweep(now: datetime) -> int:
     """Write the records that a crash left out after an approval; returns how many."""
     wanted = {"approved_at": {"$ne": None}, "$expr": {"$ne": ["$recorded", "$revision"]}}
@@ -131,6 +138,12 @@ def _record(found: Agreed) -> None:
     _collection().update_one(
         {"_id": found.id, "revision": found.revision}, {"$set": {"recorded": found.revision}}
     )
+
+
+def _check(wanted: dict[str, Any]) -> None:
+    if not funders.known(wanted["funder"]):
+        raise ValidationFailed("/funder_id", "There is no such funder.", "没有该出资方。")
+    _check_days(wanted)
 
 
 def _check_days(wanted: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from lives import at, city, did, spent
 from accounting import accounts, book, clients, clock, storage, tokens
 from accounting.clients import Kind
 from footprint import grade, summaries
-from points import campaigns, crediting, statements, terms
+from points import campaigns, crediting, earning, statements, terms
 from points.wallet import consistent
 
 NOON = "2026-05-20 12:00"
@@ -394,3 +394,68 @@ def test_a_bonus_is_taken_back_as_its_campaign_says(
         assert (balance.available, balance.owed) == (available, owed)
         assert sum(cell.points for cell in summaries.between(rider, DAY, DAY).cells) == waived
     the_books_hold()
+
+
+# Trying out.
+
+
+def test_a_draft_campaign_says_who_gains_and_what_it_costs(
+    app: Flask, anna: Caller, bo: Caller
+) -> None:
+    funder = bank(anna, bo)
+    rider, walker, idle = someone(), someone(), someone()
+    with at("2026-05-21 12:00"):
+        did(rider, "bus_km", "5.2", "2026-05-20 08:00")
+        gone = did(rider, "bus_km", "7", "2026-05-20 11:00")
+        crediting.reverse(gone, reason="refund", by="op")
+        did(rider, "bus_km", "10", "2026-05-21 08:00")
+        did(walker, "metro_km", "10", "2026-05-21 08:00")
+    entries = storage.database()["entries"].count_documents({})
+    with at("2026-06-02 12:00"):
+        wanted = DOUBLE | {"funder_id": funder, "multiplier": 1.5, "day_points_max": 100}
+        wanted |= {"first_day": "2026-07-01", "last_day": "2026-07-31"}
+        carl = machine(app, Kind.OPERATOR)
+        answer = carl.post("/v1/operator/earning/preview", {"campaign": wanted})
+    told = answer.get_json()
+    # 139.88 x 0.5: 209 - 139 = 70; 269 x 0.5 = 134.5, of which a day allows 100.
+    assert (told["residents"], told["active"], told["unchanged"]) == (3, 2, 1)
+    assert told["gain"] == {
+        "residents": 1,
+        "points": 170,
+        "median_points": 170,
+        "extremes": [{"resident_id": rider, "points": 170}],
+    }
+    assert told["lose"]["residents"] == 0
+    # 170 points at 300 fen per 1,000.
+    assert told["by_funder"] == [
+        {"funder_id": "city", "points": 0, "fen": 0},
+        {"funder_id": funder, "points": 170, "fen": 51},
+    ]
+    assert [(one["behaviour"], one["points"]) for one in told["by_behaviour"]] == [
+        ("bus_km", 170),
+        ("metro_km", 0),
+    ]
+    assert idle not in answer.get_data(as_text=True)
+    assert storage.database()["entries"].count_documents({}) == entries
+
+
+def test_a_draft_rule_says_who_loses(app: Flask) -> None:
+    rider, walker = someone(), someone()
+    with at("2026-05-21 12:00"):
+        did(rider, "bus_km", "10", "2026-05-21 08:00")
+        did(walker, "metro_km", "10", "2026-05-21 08:00")
+    text = (earning.FOLDER / "QZ-PTS-2026.1.toml").read_text(encoding="utf-8")
+    less = text.replace("[points_per_gram_of]", '[points_per_gram_of]\nbus_km = "0.75"')
+    with at("2026-06-02 12:00"):
+        anna = machine(app, Kind.OPERATOR)
+        told = anna.post("/v1/operator/earning/preview", {"rule": less}).get_json()
+        # 269 g x 0.75 = 201.75: 68 points fewer, 13.6 fen that the city keeps, rounded down.
+        assert (told["points"], told["lose"]["residents"], told["unchanged"]) == (-68, 1, 1)
+        assert told["by_funder"] == [{"funder_id": "city", "points": -68, "fen": -14}]
+        for wrong in (text + "bonus = 1", text.replace('id = "city"', 'id = "nobody"')):
+            answer = anna.post("/v1/operator/earning/preview", {"rule": wrong})
+            assert said(answer) == (422, "validation_failed")
+        assert said(anna.post("/v1/operator/earning/preview", {})) == (422, "validation_failed")
+        future = {"rule": less, "month": "2026-07"}
+        answer = anna.post("/v1/operator/earning/preview", future)
+        assert said(answer) == (422, "validation_failed")

@@ -7,22 +7,33 @@ from flask.views import MethodView
 from marshmallow import fields, validate
 
 from accounting import clock
+from accounting.errors import ValidationFailed
 from api.idempotency import business_key, idempotent
-from api.numbers import CityDay, Flag, Instant, Quantity, Schema, Whole
+from api.numbers import CityDay, Flag, Grams, Instant, Quantity, Schema, Whole
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, page, page_of, place
+from api.reports import MONTH
 from api.security import OPERATOR, caller, door
-from api.views.methodology import one_is_enough
+from api.views.methodology import SampleRequest, month_of_preview, one_is_enough
 from api.views.operator import FEN_MAX, TEXT, BothLanguages
 from footprint import methodology
-from points import campaigns, funders, terms
-from points.earning import FULL_PERMILLE, REVERSAL_POLICIES, STOP, WHEN_SPENT
+from points import campaigns, earning, funders, terms, trying
+from points.earning import (
+    FULL_PERMILLE,
+    REVERSAL_POLICIES,
+    STOP,
+    WHEN_SPENT,
+    EarningRule,
+    EarningRuleError,
+)
 from points.proposals import Agreed
+from points.trying import Draft
 
 BUDGET_POINTS_MAX = 10**13
 BUDGET_FEN_MAX = 10**12
 MULTIPLIER_MAX = 100
 LIST_MAX = 500
+RULE_CHARS_MAX = 20_000
 GRADES = ("deep", "mid", "light", "unrated")
 REASON = fields.String(required=True, validate=validate.Length(1, 500))
 
@@ -189,6 +200,66 @@ class DeclineRequest(Schema):
     reason = REASON
 
 
+class TrialRequest(Schema):
+    """A draft rule, a draft campaign, or both; as if in force for the whole month."""
+
+    rule = fields.String(
+        validate=validate.Length(1, RULE_CHARS_MAX),
+        metadata={"description": "A whole earning rule as TOML, as the shipped one."},
+    )
+    campaign = fields.Nested(CampaignRequest)
+    month = fields.String(
+        validate=MONTH, metadata={"description": "The city month; the last full one by default."}
+    )
+    sample = fields.Nested(SampleRequest)
+
+    @ma.validates_schema(skip_on_field_errors=True)
+    def something_to_try(self, data: dict[str, Any], **_: Any) -> None:
+        if "rule" not in data and "campaign" not in data:
+            raise ma.ValidationError("Send rule, campaign or both.", "rule")
+
+
+class TrialExtremeAnswer(ma.Schema):
+    resident_id = fields.String(required=True, attribute="resident")
+    points = fields.Integer(required=True)
+
+
+class TrialSideAnswer(ma.Schema):
+    residents = fields.Integer(required=True)
+    points = fields.Integer(required=True)
+    median_points = fields.Integer(required=True)
+    extremes = fields.List(fields.Nested(TrialExtremeAnswer), required=True)
+
+
+class TrialFunderAnswer(ma.Schema):
+    funder_id = fields.String(required=True, attribute="funder")
+    points = fields.Integer(required=True)
+    fen = fields.Integer(required=True)
+
+
+class TrialBehaviourAnswer(ma.Schema):
+    behaviour = fields.String(required=True)
+    reduction_g = Grams(required=True, attribute="mg")
+    points = fields.Integer(required=True)
+
+
+class TrialAnswer(ma.Schema):
+    """Differences: what the draft would give less what the terms in force give for the same grams.
+
+    Every funder pays in full on both sides.
+    """
+
+    month = fields.String(required=True)
+    residents = fields.Integer(required=True, metadata={"description": "Looked at."})
+    active = fields.Integer(required=True, metadata={"description": "Who was credited then."})
+    points = fields.Integer(required=True)
+    gain = fields.Nested(TrialSideAnswer, required=True)
+    lose = fields.Nested(TrialSideAnswer, required=True)
+    unchanged = fields.Integer(required=True)
+    by_funder = fields.List(fields.Nested(TrialFunderAnswer), required=True)
+    by_behaviour = fields.List(fields.Nested(TrialBehaviourAnswer), required=True)
+
+
 @blueprint.route("/v1/operator/funders")
 class Funders(MethodView):
     @door(OPERATOR, area="funders")
@@ -340,6 +411,26 @@ class DeclinedCampaign(MethodView):
         return _campaign(campaigns.decline(campaign_id, caller().id, reason=wanted["reason"]))
 
 
+@blueprint.route("/v1/operator/earning/preview")
+class Trial(MethodView):
+    @door(OPERATOR, area="funders")
+    @refuses("validation_failed")
+    @blueprint.arguments(TrialRequest)
+    @idempotent()
+    @blueprint.response(200, TrialAnswer)
+    def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Who gains and who loses by a draft rule or campaign, and its cost; changes nothing"""
+        sample = wanted.get("sample") or SampleRequest().load({})
+        draft = Draft(
+            rule=_draft_rule(wanted["rule"]) if "rule" in wanted else None,
+            campaign=campaigns.drafted(stored(wanted["campaign"]))
+            if "campaign" in wanted
+            else None,
+        )
+        month = month_of_preview(wanted.get("month"))
+        return trying.of_sample(draft, month, seed=sample["seed"], size=sample["size"])
+
+
 # What a funder's terms are where the request says nothing.
 DEFAULTS: dict[str, Any] = {
     "budget_points": None,
@@ -361,6 +452,20 @@ def stored(wanted: dict[str, Any]) -> dict[str, Any]:
         "first_day": wanted["first_day"].isoformat(),
         "last_day": wanted["last_day"].isoformat(),
     }
+
+
+def _draft_rule(text: str) -> EarningRule:
+    try:
+        rule = earning.load(text, "rule")
+    except EarningRuleError as error:
+        message = str(error)[:500]
+        raise ValidationFailed("/rule", message, f"积分规则无效：{message}") from None
+    unknown = [share.funder for share in rule.funders if not funders.known(share.funder)]
+    if unknown:
+        raise ValidationFailed(
+            "/rule", f"There is no funder {unknown[0]}.", f"没有出资方 {unknown[0]}。"
+        )
+    return rule
 
 
 def _funder(found: Agreed) -> dict[str, Any]:
