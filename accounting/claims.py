@@ -4,11 +4,15 @@ A claim is a document `kind:keyed-hash` that names its owner activity. It is tak
 the owner may take it again (a retry), anybody else is refused until it is released.
 """
 
+from collections.abc import Sequence
+
 import mongoengine as me
 from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from accounting import clock, storage, vault
+
+_DUPLICATE = 11_000
 
 
 @storage.indexed
@@ -30,6 +34,31 @@ def take(kind: str, value: str, owner: str) -> str:
         # Released between the two calls: whoever asks next may have it; this ask was second.
         return str(held["owner"]) if held else ""
     return owner
+
+
+def take_many(kind: str, wanted: Sequence[tuple[str, str]]) -> list[str]:
+    """Take claims of one kind, `(value, owner)` each, in one write; the holders, in order."""
+    if not wanted:
+        return []
+    claims, now = _collection(), clock.now()
+    names = [_name(kind, value) for value, _ in wanted]
+    rows = [
+        {"_id": name, "owner": owner, "taken_at": now}
+        for name, (_, owner) in zip(names, wanted, strict=True)
+    ]
+    try:
+        claims.insert_many(rows, ordered=False)
+    except BulkWriteError as error:
+        wrong = error.details["writeErrors"]
+        if any(one["code"] != _DUPLICATE for one in wrong) or error.details["writeConcernErrors"]:
+            raise
+        held = {one["_id"]: one["owner"] for one in claims.find({"_id": {"$in": names}})}
+        refused = {one["index"] for one in wrong}
+        return [
+            str(held.get(name, "")) if place in refused else wanted[place][1]
+            for place, name in enumerate(names)
+        ]
+    return [owner for _, owner in wanted]
 
 
 def holder(kind: str, value: str) -> str | None:

@@ -16,6 +16,7 @@ from accounting import clock, storage
 from accounting.ids import new_id
 
 QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
+UNFINISHED = (QUEUED, RUNNING)
 # Longer than a chunk takes; renewed with each. A dead worker's job rests this long.
 LEASE = timedelta(minutes=1)
 # Tries without progress after which a job is given up: what fails five times fails again.
@@ -42,6 +43,8 @@ class JobDocument(me.Document):
     started_at = me.DateTimeField()
     finished_at = me.DateTimeField()
     leased_until = me.DateTimeField(required=True)
+    # The job that takes this one back.
+    reversal = me.StringField()
     tries = me.IntField(required=True)
 
     meta = {
@@ -97,6 +100,7 @@ class Job:
     finished_at: datetime | None = None
     leased_until: datetime = field(default_factory=clock.now)
     tries: int = 0
+    reversal: str | None = None
 
     @property
     def progress(self) -> int:
@@ -228,6 +232,44 @@ def note_errors(rows: list[dict[str, Any]]) -> None:
 
 def errors(job_id: str) -> Iterator[dict[str, Any]]:
     yield from _errors().find({"job": job_id}, {"_id": 0}).sort("row", 1)
+
+
+def stop(job_id: str, reversal: str, why: str) -> Job:
+    """Name the job that takes this one back and end it if it is not over; safe to repeat.
+
+    Its worker may still be at its last rows, until its lease is over.
+    """
+    now = clock.now()
+    unfinished = {"$in": ["$state", [QUEUED, RUNNING]]}
+    _jobs().update_one(
+        {"_id": job_id, "reversal": None},
+        [
+            {
+                "$set": {
+                    "reversal": reversal,
+                    "state": {"$cond": [unfinished, FAILED, "$state"]},
+                    "failure": {"$cond": [unfinished, why, "$failure"]},
+                    "finished_at": {"$ifNull": ["$finished_at", now]},
+                }
+            }
+        ],
+    )
+    stopped = get(job_id)
+    assert stopped is not None, "jobs are never deleted"
+    return stopped
+
+
+def again(job_id: str) -> None:
+    """Queue a job once more that has ended."""
+    change = {"state": QUEUED, "leased_until": clock.now(), "tries": 0, "finished_at": None}
+    wanted = {"_id": job_id, "state": {"$in": [DONE, FAILED]}}
+    _jobs().update_one(wanted, {"$set": change})
+
+
+def postpone(job_id: str, until: datetime) -> None:
+    """Let no worker take a queued job before an instant."""
+    wanted = {"_id": job_id, "state": QUEUED, "leased_until": {"$lt": until}}
+    _jobs().update_one(wanted, {"$set": {"leased_until": until}})
 
 
 def waiting(now: datetime) -> list[str]:

@@ -1,4 +1,4 @@
-"""Jobs that go through every resident once, in the order of their ids.
+"""Jobs that go through every resident once, or all of something else, in the order of their ids.
 
 How far a walk is and what it has added up are one document, moved forward by one guarded write a
 stretch. A worker that is killed lets the next one begin at the last stretch that was finished, so
@@ -22,7 +22,9 @@ STRETCH = 100
 log = logging.getLogger(__name__)
 
 Totals = dict[str, int]
-# Does the work for some residents and returns what to add to the totals.
+# The next ids after one, at most so many.
+IdsAfter = Callable[[str, int], Sequence[str]]
+# Does the work for some of them and returns what to add to the totals.
 Work = Callable[[Job, Sequence[str]], Totals]
 
 
@@ -48,29 +50,41 @@ def queue(kind: str, owner: str, arguments: dict[str, Any], *, held: bool = Fals
     return jobs.queue(kind, owner, {**arguments, "size": accounts.count()}, held=held)
 
 
-def run(job_id: str, work: Work, end: Callable[[Job], None] | None = None) -> Job | None:
+def run(
+    job_id: str,
+    work: Work,
+    end: Callable[[Job], None] | None = None,
+    ids_after: IdsAfter = accounts.ids_after,
+) -> Job | None:
     """Carry a walk to its end, then call `end`; None when another worker has it or it is over.
 
     A resident whose account is too busy stops this try: the sweep begins it again where it stands.
+    `ids_after` says what it goes through, every resident unless told otherwise.
     """
     job = jobs.take(job_id)
     if job is None:
         return None
     after, done = _place(job.id)
-    while residents := accounts.ids_after(after, STRETCH):
+    while ids := ids_after(after, STRETCH):
         try:
-            added = work(job, residents)
+            added = work(job, ids)
         except AccountBusy as busy:
-            log.warning("%s waits at %s: %s", job.id, residents[0], busy)
+            log.warning("%s waits at %s: %s", job.id, ids[0], busy)
             return None
-        if not _move(job.id, after, residents[-1], len(residents), added):
+        if not _move(job.id, after, ids[-1], len(ids), added):
             return None
-        after, done = residents[-1], done + len(residents)
+        after, done = ids[-1], done + len(ids)
         jobs.advance(job, done, done, job.counts)
     if end is not None:
         end(job)
     jobs.finish(job, done)
     return jobs.get(job_id)
+
+
+def again(job_id: str) -> None:
+    """Let a walk begin at its first id once more."""
+    jobs.again(job_id)
+    _collection().update_one({"_id": job_id}, {"$set": {"after": ""}})
 
 
 def totals(job_id: str) -> Totals:

@@ -9,9 +9,10 @@ from marshmallow import fields, validate
 from accounting import clients, clock
 from accounting.clients import Kind
 from accounting.jobs import COUNTS, Job
-from api.bill_rows import BillTaken, take_bills
+from api.bill_rows import take_bills
 from api.problems import Invalid
 from api.reports import ReportFields, report_of
+from footprint.bill_intake import Received
 from integrations.imports import RowResult
 from points import feed
 from points.feed import Partner, Row, Taken
@@ -53,7 +54,7 @@ def take_file_rows(job: Job, raw: Sequence[dict[str, Any]]) -> list[RowResult]:
     return [_counted(one) for one in take_rows(partner, raw, job.id)]
 
 
-def _counted_bill(one: BillTaken) -> RowResult:
+def _counted_bill(one: Received) -> RowResult:
     if one.bill is None:
         return RowResult("rejected", one.refusal)
     if not one.fresh:

@@ -16,7 +16,7 @@ from accounting import clock, jobs, outbox
 from api import feed_rows, schedule
 from api.config import Config
 from footprint import preview, summaries
-from integrations import delivery, firebase, imports
+from integrations import delivery, firebase, imports, reversals
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
 from points import bill_crediting, crediting, deciding, feed, restating
@@ -30,11 +30,12 @@ PUBLISH_S = 0.5
 # After a failure the queue is left alone this long, so that a hanging one costs a request that
 # leaves several rows one timeout, not one each.
 PAUSE_S = 5.0
-# Jobs over every resident, by kind; what is not here is a file to read.
-CITY_JOBS: dict[str, Callable[[str], Any]] = {
+# Jobs that walk over what is stored, by kind; what is not here is a file to read.
+WALKS: dict[str, Callable[[str], Any]] = {
     preview.KIND: partial(preview.run, worth=restating.worth),
     restating.KIND: restating.run,
     summaries.KIND: summaries.run,
+    reversals.KIND: reversals.run,
 }
 URGENT, BULK = "urgent", "bulk"
 
@@ -103,10 +104,12 @@ def run_job(job_id: str) -> None:
     job = jobs.get(job_id)
     if job is None:
         return
-    if job.kind in CITY_JOBS:
-        CITY_JOBS[job.kind](job_id)
-    else:
-        imports.run(job_id, feed_rows.take_file_rows)
+    if job.kind in WALKS:
+        WALKS[job.kind](job_id)
+    elif imports.run(job_id, feed_rows.take_file_rows) is None:
+        reversal_id = reversals.again(job_id)
+        if reversal_id is not None:
+            nudge(run_job, reversal_id)
 
 
 @shared_task(name="tanhui.sweep_notifications")

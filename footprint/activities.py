@@ -5,7 +5,7 @@ then `settled`; a retry or the sweeper resumes a received one. The entry is the 
 a copy of its outcome for reading.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -247,10 +247,19 @@ def by_event(source: str, event_id: str) -> Activity | None:
     return _activity(found) if found else None
 
 
-def of_job(job: str, *, after: str, limit: int) -> list[Activity]:
-    """What a file job brought, in the order of the ids; `after` is the last one seen."""
+def of_job(job: str, *, after: str, limit: int) -> list[str]:
+    """The ids of what a file job brought, in their order; `after` is the last one seen."""
     wanted = {"job": job, "_id": {"$gt": after}}
-    return [_activity(found) for found in _collection().find(wanted).sort("_id", 1).limit(limit)]
+    found = _collection().find(wanted, {"_id": 1}).sort("_id", 1).limit(limit)
+    return [document["_id"] for document in found]
+
+
+def by_ids(activity_ids: Sequence[str]) -> list[Activity]:
+    return [_activity(found) for found in _collection().find({"_id": {"$in": list(activity_ids)}})]
+
+
+def count_of_job(job: str) -> int:
+    return _collection().count_documents({"job": job})
 
 
 def unsettled(received_before: datetime, limit: int) -> Iterator[Activity]:

@@ -3,6 +3,9 @@
 A bill says how much was used over its city days. Use inside a bill is even, so a part of it is
 taken by days. The baseline of a bill is what the same months of the two years before used (the mean
 of both, or the one that is known), each month by the share of its days the bill covers.
+
+A home with solar panels saves nothing by this comparison, because the panels would be taken for
+thrift. Its bill says what they made, and what of that was used at home is credited instead.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,6 +26,8 @@ BEHAVIOURS: Final[dict[Carrier, str]] = {
     "gas": "gas_saving",
     "water": "water_saving",
 }
+# What own use of solar power is credited as.
+PV: Final = "rooftop_pv_self_use"
 BASELINE_YEARS = (1, 2)
 HISTORY_MONTHS = 12
 # The most of a baseline that counts as saved; what lies beyond is not plausible as saving.
@@ -35,8 +40,26 @@ PERIOD_DAYS_MAX = 400
 PERIOD_FIRST = date(2000, 1, 1)
 QUANTITY_MAX = 1_000_000
 NEEDS_HISTORY, VACANCY, VACANT = "needs_history", "vacancy_review", "vacant_home"
+PV_HOME, PV_CERTIFIED, NO_OWN_USE = "pv_home", "pv_certified", "no_own_use"
 
 _DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What solar panels behind a meter made over a bill's days, in kWh.
+
+    `exported` of it went into the grid; for `certified` of it a green certificate, a CCER or
+    another scheme was issued, so it is credited nowhere else.
+    """
+
+    generated: Decimal
+    exported: Decimal = Decimal(0)
+    certified: Decimal = Decimal(0)
+
+    @property
+    def own_use(self) -> Decimal:
+        return self.generated - self.exported
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +73,7 @@ class BillReport:
     quantity: Decimal
     estimated: bool = False
     corrects: str | None = None
+    pv: Generation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +153,33 @@ def check(report: BillReport, today: date) -> None:
         raise ValidationFailed(
             "/quantity", f"Must be 0 to {QUANTITY_MAX}.", f"应为 0 至 {QUANTITY_MAX}。"
         )
+    if report.pv is not None:
+        _check_pv(report.carrier, report.pv)
 
 
-def assess(bill: Use, history: Iterable[Use], *, tier_3: int | None = None) -> Verdict:
+def _check_pv(carrier: Carrier, pv: Generation) -> None:
+    if carrier != "electricity":
+        raise ValidationFailed(
+            "/pv_generated_kwh", "Only electricity is generated.", "仅电力账单可填写发电量。"
+        )
+    if not 0 <= pv.generated <= QUANTITY_MAX:
+        raise ValidationFailed(
+            "/pv_generated_kwh", f"Must be 0 to {QUANTITY_MAX}.", f"应为 0 至 {QUANTITY_MAX}。"
+        )
+    for name, kwh in (("exported", pv.exported), ("certified", pv.certified)):
+        if not 0 <= kwh <= pv.generated:
+            raise ValidationFailed(
+                f"/pv_{name}_kwh", "Must be 0 to what was generated.", "应为 0 至发电量。"
+            )
+
+
+def assess(
+    bill: Use, history: Iterable[Use], *, tier_3: int | None = None, lived_in: bool = False
+) -> Verdict:
     """Judge one bill against the other actual bills of its account, which overlap nowhere.
 
     `tier_3` is the use of the twelve months up to the bill's end above which nothing is credited.
+    Somebody has seen that a home is `lived_in` however little it used.
     """
     others = tuple(history)
     base = baseline(bill, others) if has_history(bill, others) else None
@@ -142,7 +187,7 @@ def assess(bill: Use, history: Iterable[Use], *, tier_3: int | None = None) -> V
         return Verdict((NEEDS_HISTORY,))
     if tier_3 is not None and trailing_year(bill, others) > tier_3:
         return Verdict(("tier_3",), base)
-    if Fraction(bill.quantity) < VACANCY_BELOW * base:
+    if Fraction(bill.quantity) < VACANCY_BELOW * base and not lived_in:
         return Verdict((VACANCY,), base)
     return saving_against(bill, base)
 
@@ -157,6 +202,18 @@ def saving_against(bill: Use, base: Fraction) -> Verdict:
     return Verdict((), base, saved, saved)
 
 
+def own_use(pv: Generation) -> Verdict:
+    """What of the power the panels made was used at home and is credited nowhere else.
+
+    Nobody can tell which kWh were certified, so all of them count as used at home.
+    """
+    used = Fraction(pv.own_use)
+    if used == 0:
+        return Verdict((NO_OWN_USE,))
+    saving = max(used - Fraction(pv.certified), Fraction(0))
+    return Verdict((PV_CERTIFIED,) if saving < used else (), None, used, saving)
+
+
 def judged(verdict: Verdict, behaviour: Behaviour, shares: int, *, stale: bool) -> Judgement:
     """Share a verdict out: milligrams of one of `shares` equal parts, rounded down once."""
     mg, gross_mg = (
@@ -165,7 +222,8 @@ def judged(verdict: Verdict, behaviour: Behaviour, shares: int, *, stale: bool) 
     )
     reasons = verdict.reasons
     if mg == 0 and verdict.saving:
-        reasons = ("no_saving",)
+        # Less than a milligram for each.
+        reasons = ("no_saving" if verdict.baseline is not None else NO_OWN_USE,)
     status = "recorded" if mg == 0 else "capped" if reasons else "credited"
     return Judgement(
         status=status,

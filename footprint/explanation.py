@@ -6,6 +6,7 @@ have been needed.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -135,6 +136,7 @@ def of_share(bill: Bill, resident: str, entry: Entry | None, language: Language)
             "period_end": bill.period_end.isoformat(),
             "estimated": bill.estimated,
             "members": bill.shares,
+            **(asdict(bill.pv) if bill.pv else {}),
             "baseline": bill.judgement.baseline,
             "evidence_class": "A",
             "received_at": bill.received_at.isoformat(),

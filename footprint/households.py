@@ -6,6 +6,7 @@ Everything that must hold together lies in one document and changes by one guard
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -184,9 +185,17 @@ def change_members(resident: str, household_id: str, members: int) -> Membership
     raise MembersBelowJoined(joined=len(found["residents"]))
 
 
-def by_number(carrier: str, account_no: str) -> Household | None:
-    found = _collection().find_one({"number_hash": number_hash(carrier, account_no)})
-    return _household(found) if found else None
+def by_number(carrier: Carrier, account_no: str) -> Household | None:
+    return by_numbers([(carrier, account_no)]).get((carrier, account_no))
+
+
+def by_numbers(
+    numbers: Iterable[tuple[Carrier, str]],
+) -> dict[tuple[Carrier, str], Household]:
+    """The meter accounts somebody opened, by carrier and number, in one read."""
+    hashed = {number_hash(carrier, number): (carrier, number) for carrier, number in numbers}
+    found = _collection().find({"number_hash": {"$in": list(hashed)}})
+    return {hashed[document["number_hash"]]: _household(document) for document in found}
 
 
 def _check_members(members: int) -> None:

@@ -141,6 +141,18 @@ REASONS: Final[dict[str, dict[Language, str]]] = {
         "en": "The utility replaced this bill by a corrected one.",
         "zh": "该账单已由公用事业公司更正替换。",
     },
+    "pv_home": {
+        "en": "The home has solar panels, whose power would be taken for a saving.",
+        "zh": "该住宅装有光伏，其发电会被误计为节约，故不计节电量。",
+    },
+    "pv_certified": {
+        "en": "Power with a green certificate or another carbon credit is not counted again.",
+        "zh": "已核发绿证或其他碳减排量的电量不重复计入。",
+    },
+    "no_own_use": {
+        "en": "None of the solar power was used at home.",
+        "zh": "光伏所发电量未在家中自用。",
+    },
     "vacant_home": {
         "en": "A reviewer found that the home was probably empty, so it was not a saving.",
         "zh": "经复核，住宅很可能空置，不视为节约。",
@@ -280,6 +292,18 @@ NEEDED: Final[dict[str, dict[Language, str]]] = {
     "vacancy_review": {
         "en": "An operator's decision that somebody lived there.",
         "zh": "需运营人员复核认定有人居住。",
+    },
+    "pv_home": {
+        "en": "A bill that says what the panels made; what was used at home is credited.",
+        "zh": "需由账单载明光伏发电量；其中自发自用部分可计入。",
+    },
+    "pv_certified": {
+        "en": "Power used at home that no certificate covers.",
+        "zh": "需有未核发证书的自发自用电量。",
+    },
+    "no_own_use": {
+        "en": "Solar power used at home, not sent into the grid.",
+        "zh": "光伏所发电量应有部分在家中自用。",
     },
     "vacant_home": {
         "en": "Somebody living there.",

@@ -17,11 +17,11 @@ from accounting import clock, storage, vault
 from accounting.errors import DomainError, NotFound
 from accounting.ids import new_id
 
-PHOTOS, VACANCY, APPEAL = "photos", "vacancy", "appeal"
+PHOTOS, VACANCY, APPEAL, BILL_APPEAL = "photos", "vacancy", "appeal", "bill_appeal"
 OPEN, ACCEPTED, REFUSED, WITHDRAWN = "open", "accepted", "refused", "withdrawn"
 # Appeals are a work list of their own.
 REVIEWS, APPEALS = "reviews", "appeals"
-QUEUES = {PHOTOS: REVIEWS, VACANCY: REVIEWS, APPEAL: APPEALS}
+QUEUES = {PHOTOS: REVIEWS, VACANCY: REVIEWS, APPEAL: APPEALS, BILL_APPEAL: APPEALS}
 # Calendar days, as for objections in credit reporting (Credit Reporting Regulation, article 25).
 DECIDE_WITHIN = timedelta(days=20)
 _PURPOSE = "review-text"
@@ -117,7 +117,7 @@ def ask(
     """Open the review of a subject; returns what is stored and whether it is new."""
     now = clock.now()
     document: storage.Doc = {
-        "_id": new_id("apl" if kind == APPEAL else "rev"),
+        "_id": new_id("apl" if QUEUES[kind] == APPEALS else "rev"),
         "kind": kind,
         "subject": subject,
         "queue": QUEUES[kind],

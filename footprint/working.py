@@ -109,8 +109,12 @@ _SAYS: Final[dict[str, dict[Language, str]]] = {
         "en": "Less the {value} {unit} of this bill: {result} {unit} saved.",
     },
     "generation": {
-        "zh": "账单所载可计入的自发自用电量为 {result} {unit}。",
-        "en": "By the bill, {result} {unit} made and used at home count.",
+        "zh": "账单所载自发自用电量为 {result} {unit}。",
+        "en": "By the bill, {result} {unit} were made and used at home.",
+    },
+    "pv_certified": {
+        "zh": "已核发绿证或其他碳减排量的电量不重复计入，余 {value} {unit}。",
+        "en": "Less what a certificate covers already: {value} {unit} are left.",
     },
     "saving_cap": {
         "zh": "节约量最多按往年同期的 30% 计，即 {value} {unit}。",
@@ -288,7 +292,9 @@ def of_share(judgement: Judgement, use: Decimal, shares: int, behaviour: Behavio
         if run.number > Fraction(judgement.saving) > 0:
             run.add("saving_cap", "at_most", Fraction(judgement.saving))
     else:
-        run.add("generation", "take", Fraction(judgement.saving))
+        run.add("generation", "take", Fraction(judgement.saved))
+        if run.number > Fraction(judgement.saving):
+            run.add("pv_certified", "at_most", Fraction(judgement.saving))
     if judgement.mg:
         run.add("household_share", "over", shares)
         run.times(factor)

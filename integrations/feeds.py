@@ -19,7 +19,8 @@ FORMATS: Final = (NDJSON, CSV)
 LINE_BYTES_MAX = 64 * 1024
 # A gzip file may blow up to this many times its size, and no further.
 GZIP_RATIO_MAX = 200
-NUMBERS: Final = frozenset({"quantity", "amount_fen"})
+PV: Final = ("pv_generated_kwh", "pv_exported_kwh", "pv_certified_kwh")
+NUMBERS: Final = frozenset({"quantity", "amount_fen", *PV})
 FLAGS: Final = frozenset({"trip", "estimated"})
 ROW_FIELDS: Final = frozenset(
     {
@@ -35,6 +36,7 @@ ROW_FIELDS: Final = frozenset(
         "period_end",
         "estimated",
         "corrects",
+        *PV,
     }
 )
 

@@ -1,23 +1,26 @@
 """From a bill to credited shares: fact, judgement, one book entry a resident, milestones.
 
-    bill -> fact (stored once) -> correction taken back -> judgement (frozen) -> claim
+    bill -> fact (stored once) -> what it ends taken back -> judgement (frozen) -> claim
          -> book.post for each resident -> bills that waited for history -> settled
 
 Every step is safe to repeat, and the bill stays `received` until the last one, so whatever a crash
 leaves half-way is finished by the retry or by the sweeper. The judgement is frozen before the first
-entry: residents who were posted before and after a crash get the same share.
+entry: residents who were posted before and after a crash get the same share. Bills that come
+together take the steps together; a single bill is a batch of one.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
-from fractions import Fraction
 from typing import Any
 
 from accounting import book, claims, clock, sweeping
 from accounting.book import Ask, Decision, Entry, Head
 from accounting.errors import AccountBusy
-from footprint import billing_rules, bills, intake, reviews
+from footprint import bill_intake, bills, intake, reviews
 from footprint.activities import SETTLED
+from footprint.bill_intake import Received, Sent
 from footprint.billing_rules import NEEDS_HISTORY, VACANCY, VACANT, BillReport, Judgement
 from footprint.bills import Bill
 from points import awards, milestones, restating
@@ -25,10 +28,14 @@ from points.wallet import Wallet
 
 SWEEP_AFTER = timedelta(minutes=1)
 SWEEP_MAX = 500
-# A bill is reopened twice in its life at most: when its history is complete, and by its reviewer.
+# A bill is reopened a few times in its life at most: when its history is complete, by its
+# reviewer, by an upheld appeal.
 ATTEMPTS_MAX = 5
+# Residents are independent, and a posting mostly waits for the journal: a few at a time.
+AT_ONCE = 8
 # One credited bill a month and meter account; paying online has its own claim, `meter_month`.
 CLAIM = "bill_month"
+UPHELD = "appeal_upheld"
 
 
 def report(
@@ -36,13 +43,34 @@ def report(
 ) -> tuple[Bill, bool]:
     """Take one bill in; returns the settled bill and whether it was new. `job`: the file it is of.
 
-    The same event again gives the first bill. Raises what `bills.receive` raises, which stores
-    nothing, and `AccountBusy`; nothing is lost then, because the sweeper finishes a stored bill.
+    The same event again gives the first bill. Raises what `bill_intake.receive` raises, which
+    stores nothing, and `AccountBusy`; nothing is lost then, because the sweeper finishes a stored
+    bill.
     """
-    stored, fresh = bills.receive(
-        what, source=source, event_id=event_id, received_at=clock.now(), job=job
+    stored, fresh = bill_intake.receive(
+        Sent(what, event_id), source=source, received_at=clock.now(), job=job
     )
-    return (stored if stored.state == SETTLED else resume(stored)), fresh
+    return resume(stored), fresh
+
+
+def report_many(sent: Sequence[Sent], *, source: str, job: str | None = None) -> list[Received]:
+    """Take bills in together, each as `report` would; what each became, in order.
+
+    Each is judged knowing all of them: whatever came with it may be its history.
+    """
+    received = bill_intake.receive_many(sent, source=source, received_at=clock.now(), job=job)
+    stored = {one.bill.id: one.bill for one in received if one.bill is not None}
+    left = [bill for bill in stored.values() if bill.state != SETTLED]
+    # A correction finishes what it corrects first, so its account goes bill by bill.
+    corrected = {bill.household for bill in left if bill.corrects is not None}
+    together = [bill for bill in left if bill.household not in corrected]
+    stored |= {bill.id: bill for bill in _advance(together)}
+    for bill in left:
+        # Those of the batch that were reopened or corrected meanwhile are among these.
+        stored[bill.id] = resume(stored[bill.id])
+    return [
+        one if one.bill is None else Received(stored[one.bill.id], one.fresh) for one in received
+    ]
 
 
 def resume(bill: Bill) -> Bill:
@@ -51,42 +79,57 @@ def resume(bill: Bill) -> Bill:
         if bill.state == SETTLED:
             return bill
         if bill.corrects is not None:
-            _take_back(bill.corrects, by=bill.id)
-        bill = _credit(bill)
-        # Looked for after this bill is judged: it may itself have waited for one that came between.
-        _wake(bill.household)
-        bill = bills.settle(bill) or bills.by_id(bill.id)
+            _take_back(bill)
+        [bill] = _advance([bill])
     raise AccountBusy(retry_after=1)
+
+
+def reverse(bill: Bill, *, reason: str, by: str) -> Bill:
+    """Take a bill back, credited or not: it is no history, no use and in nobody's way any more.
+
+    What it corrected stays ended. Repeating it changes nothing. Raises `AlreadyCorrected` for one
+    that a correction has replaced.
+    """
+    resume(bill_intake.take_back(bill, reason=reason, by=by, received_at=clock.now()))
+    return bills.by_id(bill.id)
 
 
 def reviewed(bill: Bill, *, accept: bool) -> bool:
     """Carry out what a reviewer decided on a bill that may be of an empty home; safe to repeat.
 
-    Returns whether it had an effect: a bill that was corrected meanwhile is beyond it.
+    Returns whether it had an effect: a bill that was ended meanwhile is beyond it.
     """
     assert bill.judgement is not None, "a bill is judged before it is reviewed"
     if VACANCY in bill.judgement.reasons:
-        judgement = _as_lived_in(bill) if accept else bill.judgement.refused(VACANT)
+        judgement = _overruled(bill) if accept else bill.judgement.refused(VACANT)
         bill = bills.reopen(bill, VACANCY, judgement) or bills.by_id(bill.id)
-    if bill.corrected_by is not None:
-        # What was claimed a moment ago is for the correction.
-        claims.release(bill.id)
-        return False
-    resume(bill)
-    return True
+    return _carried_out(bill)
 
 
-def _as_lived_in(bill: Bill) -> Judgement:
-    """The judgement of a bill whose low use a person found plausible, on the same baseline."""
-    assert bill.judgement is not None
-    assert bill.judgement.baseline is not None, "without a baseline nothing looks empty"
-    rules_then, behaviour = bill.rules
-    verdict = billing_rules.saving_against(bill.use, Fraction(bill.judgement.baseline))
-    stale = rules_then.stale(clock.city_day(bill.received_at))
-    judgement = billing_rules.judged(verdict, behaviour, bill.shares, stale=stale)
-    if judgement.mg and not _claimed(bill):
-        return judgement.refused("bill_month_credited")
-    return judgement
+def appealed(bill: Bill) -> bool:
+    """Credit a bill after an upheld appeal, for the month it is of; safe to repeat.
+
+    Returns whether it had an effect, as `reviewed` does.
+    """
+    assert bill.judgement is not None, "a bill is judged before it is appealed"
+    if bill.judgement.status == "recorded" and UPHELD not in bill.judgement.reasons:
+        judgement = _overruled(bill)
+        said = judgement.reasons
+        # Where nothing is left to credit, what stands against it comes first.
+        reasons = (UPHELD, *said) if judgement.mg else (*said, UPHELD)
+        judgement = replace(judgement, reasons=reasons)
+        against = bill.judgement.reasons[0]
+        bill = bills.reopen(bill, against, judgement) or bills.by_id(bill.id)
+    return _carried_out(bill)
+
+
+def worth_if_upheld(bill: Bill) -> int:
+    """Milligrams of each share if an appeal of this bill were upheld now; changes nothing."""
+    judgement = bill_intake.accounts_of([bill.household])[bill.household].judge(
+        bill, overruled=True
+    )
+    free = claims.holder(CLAIM, _month(bill)) in (None, bill.id)
+    return judgement.mg if free else 0
 
 
 def sweep(now: datetime) -> int:
@@ -94,44 +137,123 @@ def sweep(now: datetime) -> int:
     return sweeping.each("bill", bills.unsettled(now - SWEEP_AFTER, SWEEP_MAX), resume)
 
 
-def _wake(household: str) -> None:
+def _carried_out(bill: Bill) -> bool:
+    """Post what a bill was judged anew; whether it had an effect."""
+    if bill.corrected_by is not None:
+        # What was claimed a moment ago is for whatever ended it.
+        claims.release(bill.id)
+        return False
+    resume(bill)
+    return True
+
+
+def _overruled(bill: Bill) -> Judgement:
+    """The judgement of a bill after a person looked at what stood against it."""
+    accounts = bill_intake.accounts_of([bill.household])
+    judgement = accounts[bill.household].judge(bill, overruled=True)
+    if judgement.mg and not all(_claimed([bill])):
+        return judgement.refused("bill_month_credited")
+    return judgement
+
+
+def _advance(group: list[Bill]) -> list[Bill]:
+    """Take bills through the steps once; those reopened meanwhile come back unsettled."""
+    credited = _credit(group)
+    # Looked for after these are judged: each may have waited for one that came between.
+    _wake({bill.household for bill in group})
+    return bills.settle(credited)
+
+
+def _wake(households: Iterable[str]) -> None:
     """Judge the bills anew that lacked history and lack it no more."""
-    for waiting in bills.waiting(household):
-        if NEEDS_HISTORY in bills.judge(waiting).reasons:
-            continue
-        reopened = bills.reopen(waiting, NEEDS_HISTORY)
-        if reopened is not None:
-            bills.settle(_credit(reopened))
+    waiting = bills.waiting(list(households))
+    accounts = bill_intake.accounts_of(list({bill.household for bill in waiting}))
+    reopened = [
+        bills.reopen(bill, NEEDS_HISTORY)
+        for bill in waiting
+        if NEEDS_HISTORY not in accounts[bill.household].judge(bill).reasons
+    ]
+    bills.settle(_credit([bill for bill in reopened if bill is not None]))
 
 
-def _credit(bill: Bill) -> Bill:
-    """Judge a bill once and post every share of it."""
-    bill = _judged(bill)
-    assert bill.judgement is not None
-    if VACANCY in bill.judgement.reasons:
-        reviews.ask(reviews.VACANCY, bill.id, bill.residents)
-    if bill.judgement.mg == 0:
-        return bill
-    for resident in bill.residents:
-        entry = _post_share(bill, resident)
-        bill = replace(bill, points=entry.refs["points"])
-    return bill
+def _credit(group: list[Bill]) -> list[Bill]:
+    """Judge bills once and post every share of them."""
+    judged = {bill.id: bill for bill in _judged(group)}
+    shares: dict[str, list[Bill]] = {}
+    for bill in judged.values():
+        assert bill.judgement is not None
+        if VACANCY in bill.judgement.reasons:
+            reviews.ask(reviews.VACANCY, bill.id, bill.residents)
+        for resident in bill.residents if bill.judgement.mg else ():
+            shares.setdefault(resident, []).append(bill)
+
+    def post(resident: str) -> list[Bill]:
+        return [
+            replace(bill, points=_post_share(bill, resident).refs["points"])
+            for bill in shares[resident]
+        ]
+
+    for posted in _side_by_side(post, shares):
+        judged |= {bill.id: bill for bill in posted}
+    return list(judged.values())
 
 
-def _judged(bill: Bill) -> Bill:
+def _side_by_side(
+    post: Callable[[str], list[Bill]], residents: Iterable[str]
+) -> Iterable[list[Bill]]:
+    names = list(residents)
+    if len(names) <= 1:
+        return map(post, names)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(post, names))
+
+
+def _judged(group: list[Bill]) -> list[Bill]:
+    """Bills with their judgement: the one that is frozen, or one to freeze now."""
     for _ in range(ATTEMPTS_MAX):
-        if bill.judgement is not None:
-            return bill
-        judgement = bills.judge(bill)
-        if judgement.mg and not _claimed(bill):
-            judgement = judgement.refused("bill_month_credited")
-        bill = bills.freeze(bill, judgement)
+        left = [bill for bill in group if bill.judgement is None]
+        if not left:
+            return group
+        accounts = bill_intake.accounts_of(list({bill.household for bill in left}))
+        judged = [(bill, accounts[bill.household].judge(bill)) for bill in left]
+        wanting = [bill for bill, judgement in judged if judgement.mg]
+        lost = {
+            bill.id for bill, claimed in zip(wanting, _claimed(wanting), strict=True) if not claimed
+        }
+        kept = {
+            bill.id: bill
+            for bill in bills.freeze(
+                [
+                    (
+                        bill,
+                        judgement.refused("bill_month_credited") if bill.id in lost else judgement,
+                    )
+                    for bill, judgement in judged
+                ]
+            )
+        }
+        for bill in kept.values():
+            if bill.corrected_by is not None:
+                # It was ended before it claimed: the month is for whatever comes after it.
+                claims.release(bill.id)
+        group = [kept.get(bill.id, bill) for bill in group]
     raise AccountBusy(retry_after=1)
 
 
-def _claimed(bill: Bill) -> bool:
-    month = clock.month_of(bill.period_end)
-    return claims.take(CLAIM, f"{bill.household}\x1f{month}", bill.id) == bill.id
+def _claimed(group: Sequence[Bill]) -> list[bool]:
+    """Whether each bill is the one to be credited for its month and account."""
+    wanted = [(_month(bill), bill.id) for bill in group]
+    holders = claims.take_many(CLAIM, wanted)
+    for place, (bill, holder) in enumerate(zip(group, holders, strict=True)):
+        if holder != bill.id and bills.is_ended(holder):
+            # Its holder was ended, and whoever did so has not come to releasing it yet.
+            claims.release(holder)
+            holders[place] = claims.take(CLAIM, _month(bill), bill.id)
+    return [holder == bill.id for bill, holder in zip(group, holders, strict=True)]
+
+
+def _month(bill: Bill) -> str:
+    return f"{bill.household}\x1f{clock.month_of(bill.period_end)}"
 
 
 def _post_share(bill: Bill, resident: str) -> Entry:
@@ -144,29 +266,31 @@ def _post_share(bill: Bill, resident: str) -> Entry:
     return entry
 
 
-def _take_back(bill_id: str, *, by: str) -> None:
-    """Undo what a corrected bill credited, resident by resident; repeating it changes nothing."""
+def _take_back(ending: Bill) -> None:
+    """Undo what the bill it ends credited, resident by resident; repeating it changes nothing."""
+    assert ending.corrects is not None, ending.id
     for _ in range(ATTEMPTS_MAX):
         # Finished first, so that no entry of it can come after its reversal.
-        bill = resume(bills.by_id(bill_id))
-        marked = bills.mark_corrected(bill, by)
-        if marked is not None:
+        bill = resume(bills.by_id(ending.corrects))
+        ended = bills.end(bill, ending.id)
+        if ended is not None:
             break
     else:
         raise AccountBusy(retry_after=1)
-    assert marked.judgement is not None
-    for resident in marked.residents if marked.judgement.mg else ():
-        earlier = book.by_key(resident, bills.entry_key(marked, resident))
+    assert ended.judgement is not None
+    for resident in ended.residents if ended.judgement.mg else ():
+        earlier = book.by_key(resident, bills.entry_key(ended, resident))
         assert earlier is not None, "a settled bill has every entry"
-        _post_reversal(marked, resident, earlier, by)
-    claims.release(marked.id)
-    reviews.withdraw(reviews.VACANCY, marked.id)
+        _post_reversal(ended, resident, earlier, ending)
+    claims.release(ended.id)
+    for kind in (reviews.VACANCY, reviews.BILL_APPEAL):
+        reviews.withdraw(kind, ended.id)
 
 
-def _post_reversal(bill: Bill, resident: str, earlier: Entry, by: str) -> None:
+def _post_reversal(bill: Bill, resident: str, earlier: Entry, ending: Bill) -> None:
     book.post(
         _ask(bill, resident, "reverse", f"{bills.entry_key(bill, resident)}:reverse"),
-        lambda head, now: _decide_reversal(bill, earlier, head, now, by),
+        lambda head, now: _decide_reversal(bill, earlier, head, now, ending),
     )
 
 
@@ -206,7 +330,9 @@ def _decide(bill: Bill, head: Head, now: datetime) -> Decision:
     )
 
 
-def _decide_reversal(bill: Bill, earlier: Entry, head: Head, now: datetime, by: str) -> Decision:
+def _decide_reversal(
+    bill: Bill, earlier: Entry, head: Head, now: datetime, ending: Bill
+) -> Decision:
     refs = intake.undo_refs(earlier.refs)
     stands = restating.standing(earlier)
     mg = refs["mg"] + stands.mg
@@ -234,8 +360,8 @@ def _decide_reversal(bill: Bill, earlier: Entry, head: Head, now: datetime, by: 
             "changes": [list(change) for change in stands.changes],
             **undone.refs,
             "reverses": earlier.seq,
-            "reason": "bill_corrected",
-            "by": by,
+            "reason": ending.reason or "bill_corrected",
+            "by": ending.by or ending.id,
         },
     )
 
@@ -249,7 +375,7 @@ def _refs(bill: Bill) -> dict[str, Any]:
     assert judgement is not None
     steps: list[list[Any]] = [["formula", judgement.gross_mg, None]]
     if judgement.mg != judgement.gross_mg:
-        steps.append(["saving_cap", judgement.mg, judgement.mg])
+        steps.append(["pv_certified" if bill.pv else "saving_cap", judgement.mg, judgement.mg])
     return {
         "activity": None,
         "bill": bill.id,

@@ -14,6 +14,7 @@ from accounting import audit, claims, outbox, sweeping
 from accounting.errors import DomainError
 from footprint import activities, bills, methodology, photos, reviews
 from footprint.activities import Activity
+from footprint.billing_rules import VACANCY
 from footprint.bills import Bill
 from footprint.reviews import Decision, Review
 from points import bill_crediting, crediting
@@ -21,6 +22,8 @@ from points.crediting import Overruling
 
 SWEEP_MAX = 500
 APPEALABLE = ("rejected", "recorded", "merged")
+# Reviews whose subject is a bill, not an activity.
+OF_BILLS = (reviews.VACANCY, reviews.BILL_APPEAL)
 
 
 class NotAppealable(DomainError):
@@ -31,14 +34,14 @@ class NotAppealable(DomainError):
 
 class AlreadyAppealed(DomainError):
     code = "already_appealed"
-    en = "This activity was appealed before, with another text."
-    zh = "该活动此前已提出申诉，且申诉内容不同。"
+    en = "This was appealed before, with another text or by somebody else of the household."
+    zh = "此前已有申诉，且内容不同或由同户其他成员提出。"
 
 
 class NotCreditable(DomainError):
     code = "not_creditable"
-    en = "The methodology credits no report of this behaviour, so the appeal cannot be upheld."
-    zh = "减排方法学不依据上报计入该行为，申诉无法获得支持。"
+    en = "The methodology gives nothing for this, whoever decides; the appeal cannot be upheld."
+    zh = "依减排方法学，该项无论由谁决定均不能计入，申诉无法获得支持。"
 
 
 class ClaimHeld(DomainError):
@@ -57,14 +60,27 @@ def appeal(activity: Activity, text: str) -> tuple[Review, bool]:
     One an activity: the same text again gives the first. Raises `AlreadyAppealed` for another text
     and `NotAppealable`.
     """
-    earlier = reviews.of_subject(reviews.APPEAL, activity.id)
-    if earlier is None and not _appealable(activity):
+    return _appeal(
+        reviews.APPEAL, activity.id, activity.resident, text, allowed=_appealable(activity)
+    )
+
+
+def appeal_bill(bill: Bill, resident: str, text: str) -> tuple[Review, bool]:
+    """Appeal that a bill was not credited, for the whole household; see `appeal`."""
+    return _appeal(reviews.BILL_APPEAL, bill.id, resident, text, allowed=_bill_appealable(bill))
+
+
+def _appeal(
+    kind: str, subject: str, resident: str, text: str, *, allowed: bool
+) -> tuple[Review, bool]:
+    earlier = reviews.of_subject(kind, subject)
+    if earlier is None and not allowed:
         raise NotAppealable()
     if earlier is None:
-        stored, fresh = reviews.ask(reviews.APPEAL, activity.id, (activity.resident,), text)
+        stored, fresh = reviews.ask(kind, subject, (resident,), text)
     else:
         stored, fresh = earlier, False
-    if stored.text != text:
+    if stored.residents != (resident,) or stored.text != text:
         raise AlreadyAppealed()
     return stored, fresh
 
@@ -79,6 +95,8 @@ def decide(review: Review, decision: Decision) -> Review:
     if review.status == reviews.OPEN:
         if review.kind == reviews.APPEAL and decision.accept:
             _check_uphold(_activity(review), decision.despite)
+        if review.kind == reviews.BILL_APPEAL and decision.accept:
+            _check_uphold_bill(bills.by_id(review.subject))
         before = _seen(review)
     return finish(reviews.decide(review, decision, before))
 
@@ -92,6 +110,8 @@ def finish(review: Review) -> Review:
     assert review.decided_at is not None, review.id
     if review.kind == reviews.VACANCY:
         told = bill_crediting.reviewed(bills.by_id(review.subject), accept=accepted)
+    elif review.kind == reviews.BILL_APPEAL:
+        told = not accepted or bill_crediting.appealed(bills.by_id(review.subject))
     elif review.kind == reviews.PHOTOS:
         told = _photos_decided(_activity(review), accepted)
         photos.expire(review.subject, review.decided_at)
@@ -136,6 +156,21 @@ def _check_uphold(activity: Activity, despite: str | None) -> None:
             raise ClaimHeld(holder=holder)
 
 
+def _bill_appealable(bill: Bill) -> bool:
+    """What earned nothing, unless something else than an appeal comes next for it."""
+    assert bill.judgement is not None, "a bill is judged before it is shown"
+    if bill.corrected_by is not None or bill.judgement.status != "recorded":
+        return False
+    return VACANCY not in bill.judgement.reasons
+
+
+def _check_uphold_bill(bill: Bill) -> None:
+    if not _bill_appealable(bill):
+        raise NotAppealable()
+    if bill_crediting.worth_if_upheld(bill) == 0:
+        raise NotCreditable()
+
+
 def _photos_decided(activity: Activity, accepted: bool) -> bool:
     if accepted:
         judged = replace(activity, evidence=photos.CLASS, verdict=None, reasons=())
@@ -175,7 +210,7 @@ def _activity(review: Review) -> Activity:
 def _seen(review: Review) -> dict[str, Any]:
     """What the subject of a review is now, for the audit."""
     subject: Activity | Bill
-    if review.kind == reviews.VACANCY:
+    if review.kind in OF_BILLS:
         subject = bills.by_id(review.subject)
         judgement = subject.judgement
         assert judgement is not None, "a bill is judged before it is reviewed"
@@ -194,18 +229,21 @@ _TITLES = {
     (reviews.VACANCY, reviews.REFUSED): ("节能账单未通过复核", "Your bill was not credited"),
     (reviews.APPEAL, reviews.ACCEPTED): ("申诉成立", "Your appeal was upheld"),
     (reviews.APPEAL, reviews.REFUSED): ("申诉未获支持", "Your appeal was refused"),
+    (reviews.BILL_APPEAL, reviews.ACCEPTED): ("账单申诉成立", "Your bill was credited"),
+    (reviews.BILL_APPEAL, reviews.REFUSED): ("账单申诉未获支持", "Your bill was not credited"),
 }
 _TYPES = {
     reviews.PHOTOS: "photos_reviewed",
     reviews.VACANCY: "bill_reviewed",
     reviews.APPEAL: "appeal_decided",
+    reviews.BILL_APPEAL: "appeal_decided",
 }
 
 
 def _tell(review: Review) -> None:
     """Leave a notification; the operator's words stay in the app, off the push service."""
     zh, en = _TITLES[review.kind, review.status]
-    place = "bills" if review.kind == reviews.VACANCY else f"activities/{review.subject}"
+    place = "bills" if review.kind in OF_BILLS else f"activities/{review.subject}"
     for resident in review.residents:
         outbox.leave(
             resident,

@@ -6,14 +6,14 @@ import marshmallow as ma
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting.errors import NotFound
 from api.numbers import Quantity
 from api.openapi import Blueprint
 from api.problems import language
 from api.security import RESIDENT, caller, door
 from api.views.activities import mine
-from footprint import activities, bills, working
-from points import bill_crediting, explaining
+from api.views.households import my_bill
+from footprint import working
+from points import explaining
 
 EXACT = {"description": "An exact number as text: `5.2`, or a fraction like `620/29`."}
 OPS = {"description": (working.__doc__ or "").partition("\n\n")[2]}
@@ -133,8 +133,4 @@ class BillExplanation(MethodView):
     @blueprint.response(200, ExplanationAnswer)
     def get(self, bill_id: str) -> dict[str, Any]:
         """How my share of a household bill came about, or why there is none"""
-        bill = bills.shared_with(caller().id, bill_id)
-        if bill is None:
-            raise NotFound()
-        settled = bill if bill.state == activities.SETTLED else bill_crediting.resume(bill)
-        return explaining.of_share(settled, caller().id, language())
+        return explaining.of_share(my_bill(bill_id), caller().id, language())

@@ -9,11 +9,11 @@ from flask import Response, request
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import jobs, links, vault
-from accounting.errors import NotFound
+from accounting import audit, jobs, links, vault, walks
+from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from api import problems, tasks
-from api.bill_rows import BillAnswer, BillFields, BillTaken, shown_bill, take_bills
+from api.bill_rows import BillAnswer, BillFields, shown_bill, take_bills
 from api.feed_rows import ACTIVITIES, BILLS, RowFields, partner_of, take_rows
 from api.idempotency import idempotent
 from api.numbers import EachAlone, Schema
@@ -21,9 +21,11 @@ from api.openapi import Blueprint, refuses
 from api.problems import UnsupportedMediaType, language
 from api.reports import ActivityAnswer, shown
 from api.security import DATA, OPERATOR, caller, door
+from footprint import bills
+from footprint.bill_intake import Received
 from integrations import feeds as files
-from integrations import imports
-from points import feed
+from integrations import imports, reversals
+from points import bill_crediting, feed
 from points.feed import Taken
 
 ROWS_MAX = 1_000
@@ -74,7 +76,7 @@ class LinkCodeAnswer(ma.Schema):
     expires_in = fields.Integer(required=True)
 
 
-class RowReverseRequest(Schema):
+class TakeBackRequest(Schema):
     reason = fields.String(required=True, validate=validate.Length(1, 500))
 
 
@@ -98,6 +100,17 @@ class JobAnswer(ma.Schema):
     rows_per_second = fields.Integer(required=True)
     errors_url = fields.String(required=True)
     failure = fields.String(required=True, allow_none=True)
+    reversal_job_id = fields.String(metadata={"description": "The job that takes it back."})
+    reverses = fields.String(metadata={"description": "The job this one takes back."})
+    reversed = fields.Integer(
+        metadata={"description": "Rows taken back; the others had earned nothing."}
+    )
+
+
+class NotAFile(DomainError):
+    code = "not_a_file"
+    en = "Only a file of activities or bills can be taken back."
+    zh = "仅可撤销活动或账单文件。"
 
 
 @blueprint.route("/v1/feeds/activities")
@@ -116,7 +129,7 @@ class Feed(MethodView):
 class ReversedRow(MethodView):
     @door(DATA, scope="feeds:write")
     @refuses("nothing_to_reverse", "account_busy")
-    @blueprint.arguments(RowReverseRequest)
+    @blueprint.arguments(TakeBackRequest)
     @idempotent()
     @blueprint.response(200, ActivityAnswer)
     def post(self, wanted: dict[str, Any], source_event_id: str) -> dict[str, Any]:
@@ -185,6 +198,56 @@ class OneJob(MethodView):
         return _job(_mine(job_id))
 
 
+@blueprint.route("/v1/feeds/bills/<source_event_id>/reverse")
+class ReversedBill(MethodView):
+    @door(DATA, scope="feeds:write")
+    @refuses("already_corrected", "account_busy")
+    @blueprint.arguments(TakeBackRequest)
+    @idempotent()
+    @blueprint.response(200, BillAnswer)
+    def post(self, wanted: dict[str, Any], source_event_id: str) -> dict[str, Any]:
+        """Take a bill back (sent by mistake); what it credited goes, its days are free again"""
+        partner = partner_of(caller().client())
+        bill = bills.by_event(partner.source, source_event_id)
+        if bill is None:
+            raise NotFound()
+        return shown_bill(bill_crediting.reverse(bill, reason=wanted["reason"], by=partner.source))
+
+
+@blueprint.route("/v1/jobs/<job_id>/reverse")
+class ReversedJob(MethodView):
+    @door(DATA, OPERATOR, scope="feeds:write")
+    @refuses("not_a_file", "account_busy")
+    @blueprint.arguments(TakeBackRequest)
+    @idempotent()
+    @blueprint.response(200, JobAnswer)
+    def post(self, wanted: dict[str, Any], job_id: str) -> dict[str, Any]:
+        """Take back all that a file brought, and nothing that was there before it
+
+        An import that still runs is stopped. A small file is taken back at once, a large one, or
+        one that was being read, by the job that is answered; `GET /v1/jobs/{job_id}` follows it.
+        """
+        job = _mine(job_id)
+        if job.kind not in (ACTIVITIES, BILLS):
+            raise NotAFile()
+        by_operator = caller().kind is OPERATOR
+        by = caller().id if by_operator else partner_of(caller().client()).source
+        reversal = reversals.ask(job, reason=wanted["reason"], by=by)
+        if reversal.state in jobs.UNFINISHED:
+            tasks.nudge(tasks.run_job, reversal.id)
+        if by_operator:
+            audit.note(
+                by,
+                "job reversed",
+                job_id,
+                reason=wanted["reason"],
+                before={"state": job.state, "done": job.done},
+                after={"reversal": reversal.id, "rows": reversal.arguments["size"]},
+                once=f"reverse/{job_id}/{by}",
+            )
+        return _job(reversal)
+
+
 @blueprint.route("/v1/jobs/<job_id>/errors")
 class JobErrors(MethodView):
     @door(DATA, OPERATOR, scope="feeds:write")
@@ -202,7 +265,7 @@ def _result(one: Taken) -> dict[str, Any]:
     return {"status_code": 201 if one.fresh else 200, "activity": shown(one.activity)}
 
 
-def _bill_result(one: BillTaken) -> dict[str, Any]:
+def _bill_result(one: Received) -> dict[str, Any]:
     if one.refusal is not None:
         return problems.item(one.refusal)
     assert one.bill is not None, "a row has a bill or a refusal"
@@ -233,7 +296,7 @@ def _mine(job_id: str) -> Job:
 
 
 def _job(job: Job) -> dict[str, Any]:
-    return {
+    answer: dict[str, Any] = {
         "job_id": job.id,
         "kind": job.kind,
         "state": job.state,
@@ -245,6 +308,12 @@ def _job(job: Job) -> dict[str, Any]:
         "errors_url": f"/v1/jobs/{job.id}/errors",
         "failure": job.failure,
     }
+    if job.reversal is not None:
+        answer["reversal_job_id"] = job.reversal
+    if job.kind == reversals.KIND:
+        totals = walks.totals(job.id)
+        answer |= {"reverses": job.arguments["reverses"], "reversed": totals.get("reversed", 0)}
+    return answer
 
 
 def _error_lines(job_id: str, to: str) -> Iterator[str]:

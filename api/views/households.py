@@ -8,14 +8,16 @@ from flask import current_app
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import links
+from accounting import audit, clock, links
+from accounting.errors import NotFound
 from api.bill_rows import CARRIERS, BillAnswer, shown_bill
 from api.idempotency import idempotent
 from api.numbers import Instant, Schema, Whole
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, newest, page_of
-from api.security import RESIDENT, caller, door
+from api.security import OPERATOR, RESIDENT, caller, door
 from footprint import activities, bills, households
+from footprint.bills import Bill
 from footprint.households import Membership
 from points import bill_crediting
 
@@ -36,6 +38,10 @@ class HouseholdRequest(Schema):
 
 class MembersRequest(Schema):
     members = Whole(required=True, validate=MEMBERS)
+
+
+class BillReverseRequest(Schema):
+    reason = fields.String(required=True, validate=validate.Length(1, 500))
 
 
 class HouseholdAnswer(ma.Schema):
@@ -105,8 +111,57 @@ class Bills(MethodView):
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """What utilities sent for my meters, and what each was credited or not for"""
         answer = newest(wanted, partial(bills.of_resident, caller().id))
-        settled = [
-            one if one.state == activities.SETTLED else bill_crediting.resume(one)
-            for one in answer["items"]
-        ]
-        return answer | {"items": [shown_bill(one) for one in settled]}
+        return answer | {"items": [shown_bill(_settled(one)) for one in answer["items"]]}
+
+
+@blueprint.route("/v1/me/bills/<bill_id>")
+class OneBill(MethodView):
+    @door(RESIDENT)
+    @blueprint.response(200, BillAnswer)
+    def get(self, bill_id: str) -> dict[str, Any]:
+        """One bill of my meters"""
+        return shown_bill(my_bill(bill_id))
+
+
+@blueprint.route("/v1/operator/bills/<bill_id>/reverse")
+class ReversedBill(MethodView):
+    @door(OPERATOR)
+    @refuses("already_corrected", "account_busy")
+    @blueprint.arguments(BillReverseRequest)
+    @idempotent()
+    @blueprint.response(200, BillAnswer)
+    def post(self, wanted: dict[str, Any], bill_id: str) -> dict[str, Any]:
+        """Take a bill back, with what it credited to each resident"""
+        bill = bills.find(bill_id)
+        if bill is None or bill.takes_back:
+            raise NotFound()
+        before = _seen(_settled(bill))
+        taken = bill_crediting.reverse(bill, reason=wanted["reason"], by=caller().id)
+        audit.note(
+            caller().id,
+            "bill reversed",
+            bill_id,
+            reason=wanted["reason"],
+            before=before,
+            after=_seen(taken),
+            once=f"reverse/{bill_id}",
+        )
+        return shown_bill(taken)
+
+
+def my_bill(bill_id: str) -> Bill:
+    """A bill the caller has a share in, settled. Raises `NotFound`."""
+    bill = bills.shared_with(caller().id, bill_id)
+    if bill is None:
+        raise NotFound()
+    return _settled(bill)
+
+
+def _seen(bill: Bill) -> dict[str, Any]:
+    """What a bill is now, for the audit."""
+    outcome = bill.outcome(clock.now())
+    return {"status": outcome.status, "mg": outcome.mg, "points": bill.points}
+
+
+def _settled(bill: Bill) -> Bill:
+    return bill if bill.state == activities.SETTLED else bill_crediting.resume(bill)

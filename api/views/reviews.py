@@ -21,6 +21,7 @@ from api.problems import Invalid, PayloadTooLarge, UnsupportedMediaType
 from api.reports import ActivityAnswer, shown
 from api.security import OPERATOR, RESIDENT, caller, door
 from api.views.activities import mine
+from api.views.households import my_bill
 from footprint import activities, bills, photos, reviews
 from footprint.photos import Photo
 from footprint.reviews import Decision, Review
@@ -38,6 +39,7 @@ APPEAL_STATUSES = {
     "open": reviews.OPEN,
     "upheld": reviews.ACCEPTED,
     "refused": reviews.REFUSED,
+    "withdrawn": reviews.WITHDRAWN,
 }
 APPEAL_STATUS_OF = {status: name for name, status in APPEAL_STATUSES.items()}
 
@@ -116,8 +118,11 @@ class AppealRequest(Schema):
 
 
 class AppealAnswer(ma.Schema):
+    """Of an activity or of a bill."""
+
     appeal_id = fields.String(required=True)
-    activity_id = fields.String(required=True)
+    activity_id = fields.String()
+    bill_id = fields.String()
     status = fields.String(required=True, validate=validate.OneOf(list(APPEAL_STATUSES)))
     text = fields.String(required=True)
     opened_at = Instant(required=True)
@@ -129,7 +134,8 @@ class AppealAnswer(ma.Schema):
 class OperatorAppealAnswer(AppealAnswer):
     resident_id = fields.String(required=True)
     overdue = fields.Boolean(required=True)
-    activity = fields.Nested(ActivityAnswer, required=True)
+    activity = fields.Nested(ActivityAnswer)
+    bill = fields.Nested(BillAnswer)
 
 
 class AppealQuery(PageQuery):
@@ -190,6 +196,23 @@ class Appeal(MethodView):
         It is answered within 20 days. One an activity.
         """
         found, fresh = deciding.appeal(mine(activity_id), wanted["text"])
+        return _appeal(found), 201 if fresh else 200
+
+
+@blueprint.route("/v1/me/bills/<bill_id>/appeal")
+class BillAppeal(MethodView):
+    @door(RESIDENT)
+    @refuses("already_appealed", "not_appealable")
+    @blueprint.arguments(AppealRequest)
+    @idempotent()
+    @blueprint.response(201, AppealAnswer)
+    @blueprint.alt_response(200, schema=AppealAnswer, description="Appealed before, same text")
+    def post(self, wanted: dict[str, Any], bill_id: str) -> tuple[dict[str, Any], int]:
+        """Ask a person to look at a bill of my household that was not credited
+
+        It is answered within 20 days. One a bill, by whoever of the household asks first.
+        """
+        found, fresh = deciding.appeal_bill(my_bill(bill_id), caller().id, wanted["text"])
         return _appeal(found), 201 if fresh else 200
 
 
@@ -263,7 +286,7 @@ class AppealDecision(MethodView):
     @idempotent()
     @blueprint.response(200, OperatorAppealAnswer)
     def post(self, wanted: dict[str, Any], appeal_id: str) -> dict[str, Any]:
-        """Uphold or refuse an appeal; upheld, the activity is credited with its own date
+        """Uphold or refuse an appeal; upheld, the activity or bill is credited with its own date
 
         The same decision again gives the first answer.
         """
@@ -329,9 +352,10 @@ def _photo(photo: Photo) -> dict[str, Any]:
 
 
 def _appeal(review: Review) -> dict[str, Any]:
+    subject = "bill_id" if review.kind == reviews.BILL_APPEAL else "activity_id"
     return {
         "appeal_id": review.id,
-        "activity_id": review.subject,
+        subject: review.subject,
         "status": APPEAL_STATUS_OF[review.status],
         "text": review.text,
         "opened_at": review.opened_at,
@@ -342,11 +366,13 @@ def _appeal(review: Review) -> dict[str, Any]:
 
 
 def _operator_appeal(review: Review) -> dict[str, Any]:
-    return _appeal(review) | {
+    answer = _appeal(review) | {
         "resident_id": review.residents[0],
         "overdue": review.is_overdue,
-        "activity": _activity(review.subject),
     }
+    if review.kind == reviews.BILL_APPEAL:
+        return answer | {"bill": shown_bill(bills.by_id(review.subject))}
+    return answer | {"activity": _activity(review.subject)}
 
 
 def _activity(activity_id: str) -> dict[str, Any]:

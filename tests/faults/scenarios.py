@@ -13,7 +13,7 @@ from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
 from footprint import reviews, versions
 from footprint.rules import Report
-from integrations import imports
+from integrations import imports, reversals
 from points import crediting, deciding, feed, restating
 from rewards import catalogue, redemptions, settlement, till, vouchers
 from rewards.vouchers import USED
@@ -129,6 +129,12 @@ def run_import(job_id: str, chunk_rows: int) -> str:
     return job.state
 
 
+def run_reversal(job_id: str) -> str:
+    job = reversals.run(job_id)
+    assert job is not None
+    return job.state
+
+
 def run_restatement(job_id: str) -> str:
     versions.install()
     job = restating.run(job_id)
@@ -174,5 +180,6 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         decide,
         run_import,
         run_restatement,
+        run_reversal,
     )
 }
