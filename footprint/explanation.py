@@ -12,7 +12,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
 
-from accounting import book, clock
+from accounting import book, clock, factors
 from accounting.book import Entry, Noted
 from accounting.errors import Language
 from accounting.quantities import MG_PER_G
@@ -159,7 +159,7 @@ def of_share(bill: Bill, resident: str, entry: Entry | None, language: Language)
 
 def _working(
     steps: Iterable[Step],
-    factors: Iterable[Factor],
+    used: Iterable[Factor],
     rules_then: Methodology,
     behaviour: Behaviour,
     language: Language,
@@ -180,10 +180,30 @@ def _working(
                 "version": rules_then.version,
                 "valid_from": rules_then.valid_from.isoformat(),
                 "review_by": rules_then.review_by.isoformat(),
+                "registry": _registered(factor.id),
             }
-            for factor in factors
+            for factor in used
         ],
         "rounding": ROUNDING[language],
+    }
+
+
+def _registered(factor_id: str) -> Answer | None:
+    """What the factor registry says of a factor a methodology took from it; None for its own."""
+    found = factors.shipped().find(factor_id)
+    if found is None:
+        return None
+    return {
+        "set": found.set,
+        "region": found.region,
+        "series": found.series.value,
+        "data_year": found.data_year,
+        "basis": found.basis,
+        "confidence": found.confidence.value,
+        "source": found.source,
+        "valid_from": found.valid_from.isoformat(),
+        "published": found.published.isoformat(),
+        "review_by": found.review_by.isoformat(),
     }
 
 

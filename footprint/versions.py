@@ -9,13 +9,14 @@ import contextlib
 import time
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from fractions import Fraction
 from functools import lru_cache
 
 import mongoengine as me
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import approvals, audit, clock, storage
+from accounting import approvals, audit, clock, factors, storage
 from accounting.errors import DomainError, NotFound, ValidationFailed
 from footprint import methodology
 from footprint.methodology import Methodology, MethodologyError
@@ -103,12 +104,14 @@ def _collection() -> "Collection[storage.Doc]":
 def checked(text: str, valid_from: date | None = None) -> Methodology:
     """A draft, if it fits the other versions; raises `ValidationFailed` naming what is wrong.
 
-    A behaviour keeps its unit and dimension for ever, and is turned off, never left out: quantities
+    A factor that is named as one of the registry's is there, with that value. A behaviour keeps its
+    unit and dimension for ever, and is turned off, never left out: quantities
     that were reported, and the way back to them, must go on meaning the same. Without `valid_from`
     the draft follows all that is known.
     """
     draft = _loaded(text)
     try:
+        _check_factors(draft)
         for other in methodology.known():
             if valid_from is None or other.valid_from < valid_from:
                 _check_follows(draft, other)
@@ -256,6 +259,28 @@ def _parsed(text: str) -> Methodology:
 def _methodology(version: Version) -> Methodology:
     """The published text with the first day the operators agreed on."""
     return replace(_parsed(version.text), valid_from=version.valid_from)
+
+
+def _check_factors(draft: Methodology) -> None:
+    """Refuse a factor of the registry that is not there, or has another value there.
+
+    Such an id begins with a carrier, `electricity/CN-ZJ/2023`; those of the methodology's own
+    numbers begin with its name.
+    """
+    registry = factors.shipped()
+    for code, behaviour in draft.behaviours.items():
+        named = behaviour.factor_id
+        if named.partition("/")[0] not in registry.carriers:
+            continue
+        place = f"{draft.version}: {code}: factor:"
+        factor = registry.find(named)
+        if factor is None:
+            raise MethodologyError(f"{place} id: {named!r} is not in the factor registry")
+        exact = factor.mg_per(factor.per)
+        if exact != Fraction(behaviour.mg_num, behaviour.mg_den):
+            raise MethodologyError(
+                f"{place} mg_num: {named} has {exact} mg a {factor.per} in the factor registry"
+            )
 
 
 def _check_follows(later: Methodology, earlier: Methodology) -> None:

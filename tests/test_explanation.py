@@ -258,7 +258,11 @@ def test_each_members_share_of_a_bill(app: Flask, me: Caller) -> None:
         ]  # fmt: skip
         assert (told["reduction_mg"], told["points"]["points"]) == (8_290_000, 8_290)
         assert told["outcome"] == {"status": "credited", "reasons": []}
-    assert told["factors"][0]["id"] == "electricity/CN-ZJ/2023"
+    [factor] = told["factors"]
+    assert factor["id"] == "electricity/CN-ZJ/2023"
+    registry = factor["registry"]
+    assert (registry["region"], registry["data_year"]) == ("CN-ZJ", 2023)
+    assert (registry["valid_from"], registry["review_by"]) == ("2023-01-01", "2027-12-31")
     assert "均分" in share(me, april, "zh")["steps"][2]["text"]
     stranger = resident(app)
     assert said(stranger.get(f"/v1/me/bills/{april.id}/explanation")) == (404, "not_found")

@@ -203,6 +203,10 @@ def test_eight_operators_racing_with_one_name_draft_one_version() -> None:
         ('derivation = { avg_km_per_day = "32.9"', "derivation = { avg_km_per_day = 1979-05-27",
          "draft: car_stop_day: derivation: must hold texts only"),
         ("[window]", "deep = " + "[" * 5_000, "draft: is not TOML"),
+        ('"natural_gas/CN-GBT32151.34-2024"', '"natural_gas/CN-GBT32151.34-2031"',
+         "gas_saving: factor: id: 'natural_gas/CN-GBT32151.34-2031' is not in the factor registry"),
+        ("mg_num = 2162200", "mg_num = 2162300",
+         "gas_saving: factor: mg_num: natural_gas/CN-GBT32151.34-2024 has 2162200 mg a Nm3"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

@@ -75,6 +75,10 @@ class Registry:
         """A factor as a methodology or a stored result names it. Raises `KeyError`."""
         return self._by_id[factor_id]
 
+    def find(self, factor_id: str) -> Factor | None:
+        """The factor of an id, None if the registry does not hold it."""
+        return self._by_id.get(factor_id)
+
     def past_grace(self, factor: Factor, today: date) -> bool:
         """So long past its review date that no result computed with it counts for a bank."""
         return factor.stale(today) and today > factor.review_by + self.grace

@@ -41,7 +41,10 @@ class ExactAnswer(ma.Schema):
 
 
 class UsedFactorAnswer(ma.Schema):
-    """`value` is rounded to be shown; `exact` is what is computed with."""
+    """`value` is rounded to be shown; `exact` is what is computed with.
+
+    `registry` is what the factor registry says of a factor that was taken from it.
+    """
 
     id = fields.String(required=True)
     value = Quantity(required=True)
@@ -53,6 +56,7 @@ class UsedFactorAnswer(ma.Schema):
     version = fields.String(required=True)
     valid_from = fields.String(required=True)
     review_by = fields.String(required=True)
+    registry = fields.Dict(required=True, allow_none=True)
 
 
 class UsedCapsAnswer(ma.Schema):
