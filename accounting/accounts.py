@@ -99,6 +99,11 @@ def get(resident_id: str) -> Resident | None:
     return _resident(found) if found else None
 
 
+def known(resident_id: str) -> bool:
+    """Whether there ever was such a resident; a closed account still has its book."""
+    return _collection().find_one({"_id": resident_id}, {"_id": 1}) is not None
+
+
 def change(resident_id: str, changes: dict[str, Any]) -> Resident:
     """Change preferences; keys are fields of `Resident`. The display name is sealed."""
     fields = dict(changes)

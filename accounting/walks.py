@@ -44,10 +44,18 @@ def _collection() -> "Collection[storage.Doc]":
     return storage.strong(WalkDocument._get_collection())
 
 
-def queue(kind: str, owner: str, arguments: dict[str, Any], *, held: bool = False) -> Job:
+def queue(
+    kind: str,
+    owner: str,
+    arguments: dict[str, Any],
+    job_id: str | None = None,
+    *,
+    held: bool = False,
+) -> Job:
     """Store a job over every resident; see `jobs.queue`."""
     # Its size is what the progress is measured by; residents who join meanwhile do not matter.
-    return jobs.queue(kind, owner, {**arguments, "size": accounts.count()}, held=held)
+    size = accounts.count()
+    return jobs.queue(kind, owner, {**arguments, "size": size}, job_id, held=held)
 
 
 def run(

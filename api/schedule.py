@@ -1,6 +1,8 @@
-"""All clockwork in one list: what beat starts, and how often (seconds)."""
+"""All clockwork in one list: what beat starts, and how often (seconds, or a time of the city)."""
 
 from typing import Any
+
+from celery.schedules import crontab
 
 SCHEDULE: dict[str, dict[str, Any]] = {
     "carry notifications whose time has come": {
@@ -14,5 +16,9 @@ SCHEDULE: dict[str, dict[str, Any]] = {
     "finish what a crash left half-way": {
         "task": "tanhui.sweep_half_done",
         "schedule": 30.0,
+    },
+    "write down what matured and expired in quiet accounts": {
+        "task": "tanhui.let_time_pass",
+        "schedule": crontab(hour=0, minute=10),
     },
 }

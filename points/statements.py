@@ -6,7 +6,21 @@ from datetime import datetime
 from accounting import book, clock
 from accounting.book import Entry
 from points.lots import day_of
-from points.wallet import AVAILABLE, UNIT, Wallet
+from points.wallet import (
+    AVAILABLE,
+    EXPIRE,
+    HELD,
+    LAPSE,
+    MATURE,
+    OWED,
+    OWN_BOOKS,
+    PENDING,
+    UNIT,
+    Wallet,
+)
+
+# Kinds whose entry moves points between what is held and what is not, and nothing else.
+_ABOUT_HELD = ("hold", "release")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +39,36 @@ class Balance:
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """What an entry changed of each balance, what time did meanwhile included.
+
+    The balances before an entry and its changes are the balances after it: a statement adds up.
+    """
+
+    available: int
+    pending: int
+    held: int
+    owed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ByTime:
+    """What time had done since the entry before: points that matured, expired, were let go."""
+
+    matured: int
+    expired: int
+    released: int
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One entry of the account; `points` is what it earned, moved or took, 0 for CO2e alone."""
 
     entry: Entry
     points: int
     available_after: int
+    changes: Changes
+    by_time: ByTime
 
 
 def balance(resident: str, as_of: datetime | None = None) -> Balance:
@@ -60,16 +98,39 @@ def balance(resident: str, as_of: datetime | None = None) -> Balance:
 def rows(resident: str, *, before: int | None, limit: int) -> list[Row]:
     """The entries of an account, newest first."""
     newest = before if before is not None else 2**62
-    return [_row(entry) for entry in book.entries(resident, before_seq=newest, limit=limit)]
+    return [row_of(entry) for entry in book.entries(resident, before_seq=newest, limit=limit)]
 
 
-def _row(entry: Entry) -> Row:
-    """What the entry itself did; moves made by time passing carry a tag and are told apart."""
-    own = [
-        line for line in entry.lines if line.unit == UNIT and ":" not in line.book and not line.tag
-    ]
+def row_of(entry: Entry) -> Row:
+    """An entry as its account's statement shows it."""
+    # A hold that is let go may pay a debt; a point that expires never does.
+    by_time = ByTime(
+        matured=_moved(entry, MATURE, AVAILABLE),
+        expired=-_moved(entry, EXPIRE, AVAILABLE),
+        released=-_moved(entry, LAPSE, HELD),
+    )
     return Row(
         entry=entry,
-        points=sum(line.amount for line in own),
+        points=_points(entry, by_time),
         available_after=book.balance(entry.after, UNIT, AVAILABLE),
+        changes=Changes(
+            available=entry.amount(UNIT, AVAILABLE),
+            pending=entry.amount(UNIT, PENDING),
+            held=entry.amount(UNIT, HELD),
+            owed=-entry.amount(UNIT, OWED),
+        ),
+        by_time=by_time,
     )
+
+
+def _points(entry: Entry, by_time: ByTime) -> int:
+    """What the entry is about, with its sign; what time did beside it is told apart."""
+    if "by_time" in entry.refs:
+        return by_time.matured - by_time.expired + by_time.released
+    books = [book for book in OWN_BOOKS if entry.kind not in _ABOUT_HELD or book != HELD]
+    return sum(_moved(entry, "", book) for book in books)
+
+
+def _moved(entry: Entry, tag: str, name: str) -> int:
+    wanted = (UNIT, name, tag)
+    return sum(line.amount for line in entry.lines if (line.unit, line.book, line.tag) == wanted)

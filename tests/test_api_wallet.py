@@ -1,4 +1,4 @@
-"""Points and rewards over HTTP: balance, entries, redemptions, keys, cancelling, QR codes."""
+"""Rewards over HTTP: the catalogue, redemptions, keys, cancelling, QR codes."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,53 +40,6 @@ def redeem(me: Caller, reward_id: str, key: str = "k1", **body: Any) -> Any:
 def available(me: Caller) -> int:
     points: int = me.get("/v1/me/points").get_json()["available"]
     return points
-
-
-# --- points -------------------------------------------------------------------------------------
-
-
-def test_a_new_resident_has_a_wallet_of_zeros(app: Flask) -> None:
-    points = resident(app).get("/v1/me/points").get_json()
-    as_of = points.pop("as_of")
-    assert points == {
-        "available": 0, "pending": 0, "held": 0, "owed": 0, "lifetime_earned": 0, "spent": 0,
-        "expired": 0, "expiring": [],
-    }  # fmt: skip
-    assert as_of.startswith("2026-05-20T04:00:")
-
-
-def test_the_balance_says_what_expires_when_and_what_it_was(me: Caller) -> None:
-    points = me.get("/v1/me/points").get_json()
-    assert (points["available"], points["pending"], points["lifetime_earned"]) == (
-        EARNED,
-        0,
-        EARNED,
-    )
-    # 24 months after the month of the activity.
-    assert points["expiring"] == [{"on": "2028-05-31", "points": EARNED}]
-    before = me.get("/v1/me/points?as_of=2026-05-20T11:59:59%2B08:00").get_json()
-    assert (before["available"], before["as_of"]) == (0, "2026-05-20T03:59:59.000Z")
-    for wrong in ("2026-05-20", "2026-05-20T11:59:59", "now", ""):
-        answer = me.get(f"/v1/me/points?as_of={wrong}")
-        assert said(answer) == (422, "validation_failed")
-
-
-def test_every_entry_of_the_account_is_shown_newest_first(me: Caller, shop: Shop) -> None:
-    redemption = redeem(me, shop.offer()).get_json()
-    rows = me.get("/v1/me/points/entries").get_json()["items"]
-    assert [row["kind"] for row in rows] == ["spend", "earn"]
-    spend, earn = rows
-    assert (earn["points"], earn["available_after"], earn["seq"]) == (EARNED, EARNED, 1)
-    assert (spend["points"], spend["available_after"], spend["seq"]) == (-500, EARNED - 500, 2)
-    assert spend["redemption_id"] == redemption["id"]
-    assert (earn["reason"], earn["funder"]) == ("recycle_kg", "city")
-    [activity] = me.get("/v1/activities").get_json()["items"]
-    assert earn["activity_id"] == activity["id"]
-    assert earn["occurred_at"] == "2026-05-18T02:00:00.000Z"
-    first = me.get("/v1/me/points/entries?limit=1").get_json()
-    assert first["items"] == [spend]
-    second = me.get(f"/v1/me/points/entries?limit=1&cursor={first['next_cursor']}").get_json()
-    assert (second["items"], second["next_cursor"]) == ([earn], None)
 
 
 # --- rewards ------------------------------------------------------------------------------------

@@ -21,20 +21,21 @@ from api.views.methodology import (
     queue_preview,
 )
 from footprint import preview, summaries, versions
-from points import restating
+from points import passing, restating
 
 # By kind: the fields it needs, and those it may have besides.
 FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     restating.KIND: (frozenset({"methodology", "month"}), frozenset({"reason"})),
     preview.KIND: (frozenset({"draft"}), frozenset({"month"})),
     summaries.KIND: (frozenset(), frozenset()),
+    passing.KIND: (frozenset(), frozenset()),
 }
 
 blueprint = Blueprint("operator_jobs", __name__, description="Work over the whole city")
 
 
 class JobRequest(Schema):
-    """`restate` needs `methodology` and `month`, `preview` a `draft`, `projections` nothing."""
+    """`restate` needs `methodology` and `month`, `preview` a `draft`, the others nothing."""
 
     kind = fields.String(required=True, validate=validate.OneOf(list(FIELDS)))
     methodology = fields.String(validate=validate.Length(1, 64))
@@ -117,4 +118,16 @@ def _projections(_: dict[str, Any]) -> tuple[str, bool]:
     return job.id, False
 
 
-START = {restating.KIND: _restate, preview.KIND: _preview, summaries.KIND: _projections}
+def _let_time_pass(_: dict[str, Any]) -> tuple[str, bool]:
+    job = passing.queue(caller().id)
+    audit.note(caller().id, "maturing and expiry asked for", job.id)
+    tasks.nudge(tasks.run_job, job.id)
+    return job.id, False
+
+
+START = {
+    restating.KIND: _restate,
+    preview.KIND: _preview,
+    summaries.KIND: _projections,
+    passing.KIND: _let_time_pass,
+}

@@ -1,4 +1,4 @@
-"""Points, rewards and redemptions, as residents see them."""
+"""Rewards and redemptions, as residents see them."""
 
 from datetime import datetime
 from functools import partial
@@ -14,13 +14,11 @@ from marshmallow import fields, validate
 from accounting import clock
 from accounting.errors import NotFound
 from api.idempotency import business_key, idempotent
-from api.numbers import CityDay, Instant, Schema, Whole
+from api.numbers import Instant, Schema, Whole
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, newest, page_of
 from api.problems import NotAcceptable, language
 from api.security import OPEN, RESIDENT, caller, door
-from points import statements
-from points.statements import Balance, Row
 from rewards import catalogue, redemptions, vouchers
 from rewards.catalogue import Merchant, Reward
 from rewards.redemptions import Redemption
@@ -28,42 +26,7 @@ from rewards.redemptions import Redemption
 SVG, PNG = "image/svg+xml", "image/png"
 QR_SCALE = 6
 
-blueprint = Blueprint("wallet", __name__, description="Points, rewards and redemptions")
-
-
-class PointsQuery(Schema):
-    as_of = Instant()
-
-
-class Expiring(ma.Schema):
-    on = CityDay(required=True)
-    points = fields.Integer(required=True)
-
-
-class PointsAnswer(ma.Schema):
-    available = fields.Integer(required=True)
-    pending = fields.Integer(required=True)
-    held = fields.Integer(required=True)
-    owed = fields.Integer(required=True)
-    lifetime_earned = fields.Integer(required=True)
-    spent = fields.Integer(required=True)
-    expired = fields.Integer(required=True)
-    expiring = fields.List(fields.Nested(Expiring), required=True)
-    as_of = Instant(required=True)
-
-
-class EntryAnswer(ma.Schema):
-    id = fields.String(required=True)
-    seq = fields.Integer(required=True)
-    kind = fields.String(required=True)
-    points = fields.Integer(required=True)
-    available_after = fields.Integer(required=True)
-    occurred_at = Instant(required=True)
-    recorded_at = Instant(required=True)
-    reason = fields.String(required=True)
-    activity_id = fields.String()
-    redemption_id = fields.String()
-    funder = fields.String()
+blueprint = Blueprint("wallet", __name__, description="Rewards and redemptions")
 
 
 class StoreAnswer(ma.Schema):
@@ -106,27 +69,6 @@ class RedemptionAnswer(ma.Schema):
     points = fields.Integer(required=True)
     created_at = Instant(required=True)
     vouchers = fields.List(fields.Nested(VoucherAnswer), required=True)
-
-
-@blueprint.route("/v1/me/points")
-class Points(MethodView):
-    @door(RESIDENT)
-    @blueprint.arguments(PointsQuery, location="query")
-    @blueprint.response(200, PointsAnswer)
-    def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """My balance, now or as it stood at an instant"""
-        return _balance(statements.balance(caller().id, wanted.get("as_of")))
-
-
-@blueprint.route("/v1/me/points/entries")
-class Entries(MethodView):
-    @door(RESIDENT)
-    @blueprint.arguments(PageQuery, location="query")
-    @blueprint.response(200, page_of(EntryAnswer))
-    def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Every entry of my account, newest first"""
-        mine = partial(statements.rows, caller().id)
-        return newest(wanted, mine, _entry, by=lambda row: row.entry.seq)
 
 
 @blueprint.route("/v1/rewards")
@@ -217,41 +159,6 @@ class VoucherQr(MethodView):
         buffer = BytesIO()
         code.save(buffer, kind="svg" if wanted == SVG else "png", scale=QR_SCALE)
         return Response(buffer.getvalue(), mimetype=wanted)
-
-
-def _balance(found: Balance) -> dict[str, Any]:
-    return {
-        "available": found.available,
-        "pending": found.pending,
-        "held": found.held,
-        "owed": found.owed,
-        "lifetime_earned": found.lifetime_earned,
-        "spent": found.spent,
-        "expired": found.expired,
-        "expiring": [{"on": on, "points": points} for on, points in found.expiring],
-        "as_of": found.as_of,
-    }
-
-
-def _entry(row: Row) -> dict[str, Any]:
-    entry = row.entry
-    reason = entry.refs.get("reason") or entry.refs.get("behaviour") or entry.key.split(":")[0]
-    answer: dict[str, Any] = {
-        "id": f"{entry.account}/{entry.seq}",
-        "seq": entry.seq,
-        "kind": entry.kind,
-        "points": row.points,
-        "available_after": row.available_after,
-        "occurred_at": entry.occurred_at,
-        "recorded_at": entry.recorded_at,
-        "reason": reason,
-    }
-    optional = {
-        "activity_id": entry.refs.get("activity"),
-        "redemption_id": entry.refs.get("redemption"),
-        "funder": entry.refs.get("funder"),
-    }
-    return answer | {name: value for name, value in optional.items() if value is not None}
 
 
 def _reward(reward: Reward, merchant: Merchant) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 import random
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +14,8 @@ from accounting.jobs import Job
 from footprint import reviews, versions
 from footprint.rules import Report
 from integrations import imports, reversals
-from points import crediting, deciding, feed, restating
+from points import crediting, deciding, feed, holds, passing, restating
+from points.wallet import InsufficientPoints, Wallet
 from rewards import catalogue, redemptions, settlement, till, vouchers
 from rewards.vouchers import USED
 
@@ -142,6 +143,72 @@ def run_restatement(job_id: str) -> str:
     return job.state
 
 
+def run_passing(job_id: str) -> str:
+    job = passing.run(job_id)
+    assert job is not None
+    return job.state
+
+
+def hold(account: str, key: str, points: int) -> int:
+    return holds.hold(account, key, points, timedelta(hours=1), purpose="scale").points
+
+
+def capture(account: str, key: str, points: int) -> int:
+    return holds.capture(account, key, points, reason="weighed").seq
+
+
+def move_points(account: str, key: str, kind: str, points: int) -> int:
+    """One entry that earns or spends, and says so in its refs; returns its number."""
+
+    def decide(head: Head, now: datetime) -> Decision:
+        wallet = Wallet.load(head.after)
+        wallet.advance(now)
+        if kind == "earn":
+            wallet.earn(points, "city", over=now, maturity=timedelta(0))
+            wallet.advance(now)
+        else:
+            wallet.spend(points)
+        return Decision(tuple(wallet.lines), {"wallet": wallet.dump()}, {"points": points})
+
+    ask = Ask(account, key, kind, book.fingerprint(kind, points), clock.now())
+    return book.post(ask, decide).entry.seq
+
+
+def live(accounts: list[str], name: str, count: int) -> int:
+    """Earn, spend, hold, capture and let go on these accounts, in an order of the name's own.
+
+    Returns how often there were not enough points.
+    """
+    order = random.Random(name)
+    refused = 0
+    for number in range(count):
+        account, points = order.choice(accounts), order.randint(1, 40)
+        key = f"{name}-{number}"
+        what = order.choice(("earn", "spend", "capture", "release"))
+        try:
+            if what in ("earn", "spend"):
+                _patiently(move_points, account, key, what, points)
+                continue
+            _patiently(hold, account, key, points)
+            if what == "capture":
+                _patiently(capture, account, key, order.randint(1, points))
+            else:
+                _patiently(holds.release, account, key, reason="left")
+        except InsufficientPoints:
+            refused += 1
+    return refused
+
+
+def _patiently(do: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Ask again while the account is busy: on purpose everybody wants the same one."""
+    for _ in range(100):
+        try:
+            return do(*args, **kwargs)
+        except AccountBusy:
+            continue
+    raise AssertionError("still busy after 100 tries")
+
+
 def bus_rows(job: Job, raw: Sequence[dict[str, Any]]) -> list[imports.RowResult]:
     """Take rows of bus rides through the feed, as the worker does behind the row schema."""
     rows = [
@@ -181,5 +248,10 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         run_import,
         run_restatement,
         run_reversal,
+        run_passing,
+        hold,
+        capture,
+        move_points,
+        live,
     )
 }
