@@ -20,7 +20,7 @@ from integrations import delivery, firebase, imports, reversals
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
 from points import bill_crediting, crediting, deciding, feed, passing, restating
-from rewards import redemptions, takings
+from rewards import disputes, redemptions, settlement, takings
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ WALKS: dict[str, Callable[[str], Any]] = {
     restating.KIND: restating.run,
     summaries.KIND: summaries.run,
     reversals.KIND: reversals.run,
+    settlement.KIND: settlement.run,
 }
 URGENT, BULK = "urgent", "bulk"
 
@@ -140,4 +141,5 @@ def sweep_half_done() -> None:
     deciding.sweep(now)
     redemptions.sweep(now)
     takings.book_unbooked(now - crediting.SWEEP_AFTER)
+    disputes.sweep(now - crediting.SWEEP_AFTER)
     feed.sweep(now)

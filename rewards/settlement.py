@@ -233,6 +233,29 @@ def of_period(number: int) -> Iterator[Statement]:
         yield _statement(row)
 
 
+def payout(number: int) -> list[tuple[str, str, str, str, int]]:
+    """What a closed period pays each merchant: statement, merchant, its name, currency, fen.
+
+    Raises `NotFound` and, while it is being closed, `SettlementUnderway`.
+    """
+    period = period_of(number)
+    if period is None:
+        raise NotFound()
+    if period.state != CLOSED:
+        raise SettlementUnderway()
+    return [
+        (
+            one.id,
+            one.merchant_id,
+            one.content["merchant_name"]["zh"],
+            "CNY",
+            one.content["payable_fen"],
+        )
+        for one in of_period(number)
+        if one.content["payable_fen"]
+    ]
+
+
 def moves_of(statement_id: str) -> Iterator[storage.Doc]:
     """The scans, refunds and corrections a statement is made of."""
     yield from takings.moves().find({"statement": statement_id}).sort("_id", 1)
@@ -252,6 +275,7 @@ def unsettled(merchant_ids: Sequence[str]) -> dict[str, int]:
 def _state(period: Period, merchant_id: str) -> None:
     """Write the statement of one merchant, unless an earlier try has."""
     statement_id = f"stm_{period.number:05d}_{merchant_id.removeprefix('mer_')}"
+    takings.catch_up(merchant_id)
     takings.moves().update_many(
         {
             "merchant_id": merchant_id,
@@ -314,13 +338,14 @@ def _content(
     by_funder = _sums(pair for row in rows for pair in row["funder_split"])
     fees = valuing.shares(fee_fen, by_funder) if face_fen else dict.fromkeys(by_funder, 0)
     total_fen = face_fen - fee_fen + carried_fen
-    titles = {row["reward_id"]: row["title"] for row in rows}
+    scans = [row for row in rows if row["kind"] != takings.CORRECTED]
+    titles = {row["reward_id"]: row["title"] for row in scans}
     return {
         "merchant_id": merchant_id,
         "merchant_name": merchant.name,
         "from": period.first.isoformat(),
         "to": period.last.isoformat(),
-        "closed_at": period.cutoff.isoformat(timespec="milliseconds"),
+        "closed_at": f"{period.cutoff.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z",
         "vouchers": sum(row["kind"] == takings.USED for row in rows),
         "refunds": sum(row["kind"] == takings.REFUNDED for row in rows),
         "face_value_fen": face_fen,
@@ -339,10 +364,10 @@ def _content(
             for funder, fen in by_funder.items()
         ],
         "points": _points_retired(rows),
-        "by_store": _table("store_id", _sums((row["store_id"], row["fen"]) for row in rows)),
+        "by_store": _table("store_id", _sums((row["store_id"], row["fen"]) for row in scans)),
         "by_reward": [
             {"title": titles[reward], **line}
-            for line in _table("reward_id", _sums((row["reward_id"], row["fen"]) for row in rows))
+            for line in _table("reward_id", _sums((row["reward_id"], row["fen"]) for row in scans))
             for reward in [line["reward_id"]]
         ],
         "by_day": _table(

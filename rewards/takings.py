@@ -17,7 +17,7 @@ from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
 from accounting import book as the_book
-from accounting import storage, sweeping
+from accounting import clock, storage, sweeping
 from accounting.book import Ask, Decision, Entry, Head, Line
 from points.wallet import Wallet
 from rewards import vouchers
@@ -97,6 +97,68 @@ def book_unbooked(before: datetime) -> int:
     wanted = {"unbooked_since": {"$lt": before}}
     found = vouchers.rows().find(wanted).sort("unbooked_since", 1).limit(UNBOOKED_MAX)
     return sweeping.each("scan", [vouchers.of_row(row) for row in found], book)
+
+
+def correct(
+    merchant_id: str, fen: int, funder: str, *, reference: str, reason: str, by: str
+) -> str:
+    """Owe a merchant more or less than its scans say; returns the id of the move.
+
+    On the merchant's own account, in the period that is open: what is settled stays as it is. The
+    same `reference` again gives the first one, and with other content raises `KeyReused`.
+    """
+    entry = the_book.post(
+        Ask(
+            account=merchant_id,
+            key=f"correction:{reference}",
+            kind="adjust",
+            fingerprint=the_book.fingerprint("correction", fen, funder, reason),
+            occurred_at=clock.now(),
+        ),
+        lambda head, now: Decision(
+            lines=(
+                Line("fen", f"payable:{merchant_id}", fen),
+                Line("fen", f"funded:{funder}", -fen),
+            ),
+            after={},
+            refs={
+                "merchant": merchant_id,
+                "funder": funder,
+                "fen": fen,
+                "reason": reason,
+                "by": by,
+            },
+        ),
+    ).entry
+    return _keep_correction(entry)
+
+
+def catch_up(merchant_id: str) -> None:
+    """Write the moves of corrections that a crash left in the book alone."""
+    for entry in the_book.entries(merchant_id):
+        _keep_correction(entry)
+
+
+def _keep_correction(entry: Entry) -> str:
+    refs, move = entry.refs, f"{entry.account}:{entry.key}"
+    row: storage.Doc = {
+        "_id": move,
+        "kind": CORRECTED,
+        "number": None,
+        "merchant_id": entry.account,
+        "store_id": None,
+        "terminal_ref": None,
+        "voucher_id": None,
+        "reward_id": None,
+        "title": None,
+        "fen": refs["fen"],
+        "funder_split": [[refs["funder"], refs["fen"]]],
+        "points": [],
+        "reason": refs["reason"],
+        "at": entry.occurred_at,
+    }
+    keep(row, entry)
+    return move
 
 
 class _Move(NamedTuple):

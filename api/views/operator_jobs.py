@@ -9,7 +9,7 @@ from marshmallow import fields, validate
 from accounting import audit, walks
 from api import tasks
 from api.idempotency import idempotent
-from api.numbers import Schema
+from api.numbers import CityDay, Schema
 from api.openapi import Blueprint, refuses
 from api.reports import MONTH
 from api.security import OPERATOR, caller, door
@@ -22,6 +22,7 @@ from api.views.methodology import (
 )
 from footprint import preview, summaries, versions
 from points import passing, restating
+from rewards import settlement
 
 # By kind: the fields it needs, and those it may have besides.
 FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -29,13 +30,17 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     preview.KIND: (frozenset({"draft"}), frozenset({"month"})),
     summaries.KIND: (frozenset(), frozenset()),
     passing.KIND: (frozenset(), frozenset()),
+    settlement.KIND: (frozenset(), frozenset({"from", "to"})),
 }
 
 blueprint = Blueprint("operator_jobs", __name__, description="Work over the whole city")
 
 
 class JobRequest(Schema):
-    """`restate` needs `methodology` and `month`, `preview` a `draft`, the others nothing."""
+    """`restate` needs `methodology` and `month`, `preview` a `draft`, the others nothing.
+
+    `settle` closes the city days `from` to `to`: the day after the period before, to yesterday.
+    """
 
     kind = fields.String(required=True, validate=validate.OneOf(list(FIELDS)))
     methodology = fields.String(validate=validate.Length(1, 64))
@@ -44,11 +49,13 @@ class JobRequest(Schema):
         validate=validate.Length(1, 500), metadata={"description": "Residents read it."}
     )
     draft = fields.String(validate=validate.Length(1, TEXT_CHARS_MAX))
+    from_ = CityDay(data_key="from")
+    to = CityDay()
 
     @ma.validates_schema(skip_on_field_errors=True)
     def fits_kind(self, data: dict[str, Any], **_: Any) -> None:
         needed, allowed = FIELDS[data["kind"]]
-        given = data.keys() - {"kind"}
+        given = {name.rstrip("_") for name in data} - {"kind"}
         wrong = {name: ["Missing data for required field."] for name in needed - given}
         wrong |= {name: ["Unknown field."] for name in given - needed - allowed}
         if wrong:
@@ -63,6 +70,7 @@ class QueuedJobAnswer(ma.Schema):
 @blueprint.route("/v1/operator/jobs")
 class OperatorJobs(MethodView):
     @door(OPERATOR)
+    @refuses("period_closed", "period_not_continuous", "period_not_over", "settlement_underway")
     @blueprint.arguments(JobRequest)
     @idempotent()
     @blueprint.response(202, QueuedJobAnswer)
@@ -125,9 +133,17 @@ def _let_time_pass(_: dict[str, Any]) -> tuple[str, bool]:
     return job.id, False
 
 
+def _settle(wanted: dict[str, Any]) -> tuple[str, bool]:
+    job = settlement.ask(wanted.get("from_"), wanted.get("to"), caller().id)
+    audit.note(caller().id, "settlement asked for", job.id)
+    tasks.nudge(tasks.run_job, job.id)
+    return job.id, False
+
+
 START = {
     restating.KIND: _restate,
     preview.KIND: _preview,
     summaries.KIND: _projections,
     passing.KIND: _let_time_pass,
+    settlement.KIND: _settle,
 }
