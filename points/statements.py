@@ -1,10 +1,12 @@
 """What a resident sees of the wallet: the balance at an instant, what expires, every entry."""
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 
 from accounting import book, clock
 from accounting.book import Entry
+from points.earning import Part
 from points.lots import day_of
 from points.wallet import (
     AVAILABLE,
@@ -61,14 +63,28 @@ class ByTime:
 
 
 @dataclass(frozen=True, slots=True)
+class Campaigned:
+    """Points of an entry that a campaign gave, or that were taken back of it; terms by name."""
+
+    campaign: str
+    funder: str
+    points: int
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One entry of the account; `points` is what it earned, moved or took, 0 for CO2e alone."""
+    """One entry of the account; `points` is what it earned, moved or took, 0 for CO2e alone.
+
+    `funders` are by how many points each owes the resident more or less after it.
+    """
 
     entry: Entry
     points: int
     available_after: int
     changes: Changes
     by_time: ByTime
+    funders: tuple[tuple[str, int], ...]
+    campaigns: tuple[Campaigned, ...]
 
 
 def balance(resident: str, as_of: datetime | None = None) -> Balance:
@@ -120,7 +136,22 @@ def row_of(entry: Entry) -> Row:
             owed=-entry.amount(UNIT, OWED),
         ),
         by_time=by_time,
+        funders=_funders(entry),
+        campaigns=tuple(
+            Campaigned(part.campaign, part.funder, part.points)
+            for part in map(Part._make, entry.refs.get("parts", ()))
+            if part.campaign is not None and part.points
+        ),
     )
+
+
+def _funders(entry: Entry) -> tuple[tuple[str, int], ...]:
+    """What an entry changed of each funder's debt to the resident: its shared books, negated."""
+    sums: Counter[str] = Counter()
+    for line in entry.lines:
+        if line.unit == UNIT and line.book not in OWN_BOOKS:
+            sums[line.book.partition(":")[2]] -= line.amount
+    return tuple((funder, points) for funder, points in sorted(sums.items()) if points)
 
 
 def _points(entry: Entry, by_time: ByTime) -> int:

@@ -167,6 +167,8 @@ def test_an_entry_names_what_it_is_about(me: Caller) -> None:
     earned, held = entries(me)
     assert (earned["rule"], earned["funder"]) == ("QZ-PTS-2026.1", "city")
     assert (earned["methodology_version"], earned["reason"]) == ("QZ-RES-2026.1", "recycle_kg")
+    assert earned["funders"] == [{"funder": "city", "points": EARNED}]
+    assert (earned["campaigns"], held["funders"]) == ([], [])
     assert (held["hold"], held["reason"]) == ("h1", "Weighing pomelos")
     assert held.keys().isdisjoint({"activity_id", "redemption_id", "rule", "funder"})
 

@@ -396,6 +396,21 @@ def test_a_bonus_is_taken_back_as_its_campaign_says(
     the_books_hold()
 
 
+def test_the_statement_names_the_campaign_and_what_each_funder_gave(
+    app: Flask, anna: Caller, bo: Caller
+) -> None:
+    funder = bank(anna, bo)
+    name = campaign(anna, bo, funder)
+    with at("2026-05-21 12:00"):
+        me = resident(app)
+        did(me.id, "bus_km", "5.2", RIDE)
+        [row] = me.get("/v1/me/points/entries").get_json()["items"]
+    # 5.2 x 26,900 mg are 139.88 points of the city; 279.76 together, so 140 of the bank.
+    assert (row["points"], row["rule"]) == (279, "QZ-PTS-2026.1")
+    assert row["campaigns"] == [{"campaign": f"{name}@1", "funder": funder, "points": 140}]
+    assert {one["funder"]: one["points"] for one in row["funders"]} == {"city": 139, funder: 140}
+
+
 # Trying out.
 
 

@@ -479,6 +479,28 @@ def test_points_whose_lot_expired_meanwhile_get_30_days_of_grace(offer: Offer) -
         assert statements.balance(ANNA).expiring == (("2028-07-10", 200),)
 
 
+def test_points_that_come_back_pay_what_is_owed_first(offer: Offer) -> None:
+    give(500)
+    done = redeem(offer(), 2)
+
+    def take_back(head: Head, now: datetime) -> Decision:
+        wallet = Wallet.load(head.after)
+        wallet.advance(now)
+        wallet.take_back(300, "city", over=now, maturity=timedelta(0))
+        return Decision(tuple(wallet.lines), {"wallet": wallet.dump()})
+
+    book.post(Ask(ANNA, next(keys), "reverse", "f", NOW), take_back)
+    balance = statements.balance(ANNA)
+    # 100 of the 500 were left, so 200 of the 300 are owed.
+    assert (balance.available, balance.owed, balance.spent) == (0, 200, 400)
+    redemptions.cancel(ANNA, done.id)
+    balance = statements.balance(ANNA)
+    assert (balance.available, balance.owed, balance.spent) == (200, 0, 0)
+    row = statements.rows(ANNA, before=None, limit=1)[0]
+    assert (row.points, row.changes.available, row.changes.owed) == (400, 200, -200)
+    assert book.verify(checks=[consistent]).problem is None
+
+
 def scan(voucher: Voucher, merchant: Merchant, ref: str = "till-1") -> till.Used:
     store = merchant.stores[0].store_id
     return till.redeem(voucher, merchant_id=merchant.id, store_id=store, terminal_ref=ref)

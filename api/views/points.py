@@ -57,6 +57,19 @@ class ByTimeAnswer(ma.Schema):
     released = fields.Integer(required=True)
 
 
+class FunderPointsAnswer(ma.Schema):
+    """How many points more, or less, a funder owes the resident after the entry."""
+
+    funder = fields.String(required=True)
+    points = fields.Integer(required=True)
+
+
+class CampaignPointsAnswer(ma.Schema):
+    campaign = fields.String(required=True)
+    funder = fields.String(required=True)
+    points = fields.Integer(required=True)
+
+
 class EntryAnswer(ma.Schema):
     id = fields.String(required=True)
     seq = fields.Integer(required=True)
@@ -65,6 +78,8 @@ class EntryAnswer(ma.Schema):
     available_after = fields.Integer(required=True)
     changes = fields.Nested(ChangesAnswer, required=True)
     by_time = fields.Nested(ByTimeAnswer, required=True)
+    funders = fields.List(fields.Nested(FunderPointsAnswer), required=True)
+    campaigns = fields.List(fields.Nested(CampaignPointsAnswer), required=True)
     occurred_at = Instant(required=True)
     recorded_at = Instant(required=True)
     reason = fields.String(required=True)
@@ -164,6 +179,8 @@ def _entry(row: Row) -> dict[str, Any]:
         "available_after": row.available_after,
         "changes": row.changes,
         "by_time": row.by_time,
+        "funders": [{"funder": funder, "points": points} for funder, points in row.funders],
+        "campaigns": row.campaigns,
         "occurred_at": entry.occurred_at,
         "recorded_at": entry.recorded_at,
         "reason": refs.get("reason") or refs.get("behaviour") or entry.key.split(":")[0],
