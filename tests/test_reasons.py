@@ -5,6 +5,7 @@ the 24 months before April 2026.
 """
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -19,12 +20,12 @@ from lives import at, city, did
 from accounting import clock, tokens
 from footprint import activities, households, reviews
 from footprint.activities import Activity
-from footprint.billing_rules import BillReport
+from footprint.billing_rules import BillReport, Generation
 from footprint.bills import Bill
 from footprint.reasons import REASONS
 from footprint.reviews import Decision
 from footprint.rules import Report
-from points import bill_crediting, crediting, deciding
+from points import bill_crediting, crediting, deciding, terms
 
 DAY = "2026-05-20"
 MORNING = f"{DAY} 08:00"
@@ -171,6 +172,45 @@ def vacant_home(world: World) -> Found:
     return empty
 
 
+def solar(world: World, made: int, exported: int, certified: int = 0) -> Found:
+    pv = Generation(Decimal(made), Decimal(exported), Decimal(certified))
+    households.join(world.me.id, "electricity", "3300", 2)
+    return world.bill(120, pv=pv)
+
+
+def pv_home(world: World) -> Found:
+    solar(world, 480, 290)
+    with at("2026-06-02 12:00"):
+        return world.bill(120, "2026-05")
+
+
+def with_city_paying(world: World, permille: int) -> Found:
+    """A ride after the record of the city's rate came into force."""
+    terms.publish_rate("city", permille=permille, priority=1, covers=False,
+                       fen_per_1000_points=200, reason="low", after=0)  # fmt: skip
+    with clock.travel(terms.LEAD):
+        return world.did("bus_km", 10)
+
+
+def with_campaign(world: World, pays_permille: int = 1_000, **more: Any) -> Found:
+    """A ride in a campaign that doubles it, paid by a bank."""
+    terms.publish_rate("bank", permille=pays_permille, priority=2, covers=False,
+                       fen_per_1000_points=300, reason="opened", after=0)  # fmt: skip
+    everybody: dict[str, Any] = {"behaviours": [], "districts": [], "grades": []}
+    double = {"funder": "bank", "multiplier": "2", "first_day": DAY, "last_day": DAY}
+    terms.publish_campaign("cmp_double", everybody | double | more, ends=DAY)
+    with clock.travel(terms.LEAD):
+        return world.did("bus_km", 10)
+
+
+def below_minimum(world: World) -> Found:
+    """Under a rule of a city that gives no fewer than a thousand points at once."""
+    known = terms.refresh()
+    stricter = tuple(replace(rule, minimum_points=1_000) for rule in known.rules)
+    terms._known = (time.monotonic(), replace(known, rules=stricter))
+    return world.did("bus_km", 10)
+
+
 CASES: dict[str, Callable[[World], Found]] = {
     "in_the_future": lambda world: world.did("bus_km", 1, f"{DAY} 12:06"),
     "too_old": lambda world: world.did("bus_km", 1, "2025-11-20 12:00"),
@@ -209,6 +249,14 @@ CASES: dict[str, Callable[[World], Found]] = {
     "bill_month_credited": bill_month_credited,
     "bill_corrected": bill_corrected,
     "vacant_home": vacant_home,
+    "pv_home": pv_home,
+    "pv_certified": lambda world: solar(world, 480, 290, 40),
+    "no_own_use": lambda world: solar(world, 480, 480),
+    "budget_slowed": lambda world: with_city_paying(world, 500),
+    "budget_spent": lambda world: with_city_paying(world, 0),
+    "campaign_spent": lambda world: with_campaign(world, 0),
+    "campaign_cap": lambda world: with_campaign(world, day_points_max=9),
+    "below_minimum": below_minimum,
     "awaiting_review": World.stop_day_with_photos,
     "photo_not_accepted": photo_not_accepted,
     "appeal_upheld": appeal_upheld,
@@ -217,8 +265,10 @@ CASES: dict[str, Callable[[World], Found]] = {
 
 @pytest.fixture(autouse=True)
 def _noon() -> Iterator[None]:
+    terms.forget()
     with at(f"{DAY} 12:00"):
         yield
+    terms.forget()
 
 
 def told(me: Caller, found: Found, language: str) -> list[dict[str, str]]:
