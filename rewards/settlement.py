@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 import mongoengine as me
@@ -364,6 +365,7 @@ def _content(
             for funder, fen in by_funder.items()
         ],
         "points": _points_retired(rows),
+        "transfers": _transfers(rows),
         "by_store": _table("store_id", _sums((row["store_id"], row["fen"]) for row in scans)),
         "by_reward": [
             {"title": titles[reward], **line}
@@ -380,8 +382,7 @@ def _content(
 def _points_retired(rows: list[storage.Doc]) -> list[dict[str, Any]]:
     """By funder of the points: how many these vouchers were bought with, and their face value.
 
-    Points retire a liability of the funders of their lots; what the face value of the vouchers is
-    beyond that is the cost of the reward's funders. Rounded once for each line.
+    That retires a liability of theirs. Rounded once for each line, half up.
     """
     points = _sums(pair for row in rows for pair in row["points"])
     known = terms.current()
@@ -393,6 +394,30 @@ def _points_retired(rows: list[storage.Doc]) -> list[dict[str, Any]]:
             "value_fen": _half_up(count * known.face_value(funder), valuing.POINTS_PER_PRICE),
         }
         for funder, count in points.items()
+    ]
+
+
+def _transfers(rows: list[storage.Doc]) -> list[dict[str, Any]]:
+    """What the funders of points owe the funders of the rewards those points bought, in fen.
+
+    The reward's funders pay the merchant the face value; who issued the points pays them what the
+    points are worth, shared like the face value. So the difference stays with the reward's funders.
+    Rounded once for each pair, half up.
+    """
+    known = terms.current()
+    exact: dict[tuple[str, str], Fraction] = {}
+    for row in rows:
+        # Of a reward without a face value the first funder is its funder.
+        weights = dict(row["funder_split"]) if row["fen"] else {row["funder_split"][0][0]: 1}
+        for issuer, points in row["points"]:
+            worth = Fraction(points * known.face_value(issuer), valuing.POINTS_PER_PRICE)
+            for funder, weight in weights.items():
+                if funder != issuer:
+                    share = worth * weight / sum(weights.values())
+                    exact[issuer, funder] = exact.get((issuer, funder), Fraction(0)) + share
+    return [
+        {"from": issuer, "to": funder, "value_fen": _half_up(fen.numerator, fen.denominator)}
+        for (issuer, funder), fen in sorted(exact.items())
     ]
 
 

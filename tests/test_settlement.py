@@ -80,6 +80,8 @@ def test_a_statement_says_what_was_used_by_funder_store_reward_and_day(merchant:
     assert said["points"] == [
         {"funder": "city", "points": 300, "fen_per_1000_points": 200, "value_fen": 60}
     ]
+    # Of them 100 bought a reward of the bank's: the city owes it 20 fen for them.
+    assert said["transfers"] == [{"from": "city", "to": "bank:1", "value_fen": 20}]
     assert payable(merchant) == 2_200
 
 

@@ -64,6 +64,14 @@ class PointsLine(ma.Schema):
     value_fen = fields.Integer(required=True)
 
 
+class TransferLine(ma.Schema):
+    """What a funder of points owes a funder of the rewards they bought."""
+
+    from_ = fields.String(required=True, data_key="from", attribute="from")
+    to = fields.String(required=True)
+    value_fen = fields.Integer(required=True)
+
+
 class StoreLine(ma.Schema):
     store_id = fields.String(required=True)
     face_value_fen = fields.Integer(required=True)
@@ -112,6 +120,7 @@ class WholeStatementAnswer(StatementAnswer):
     fee_basis_points = fields.Integer(required=True)
     lines = fields.List(fields.Nested(FunderLine), required=True)
     points = fields.List(fields.Nested(PointsLine), required=True)
+    transfers = fields.List(fields.Nested(TransferLine), required=True)
     by_store = fields.List(fields.Nested(StoreLine), required=True)
     by_reward = fields.List(fields.Nested(RewardLine), required=True)
     by_day = fields.List(fields.Nested(DayLine), required=True)
