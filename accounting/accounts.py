@@ -6,7 +6,7 @@ the opaque id, which outlives the account: the book keeps it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import mongoengine as me
@@ -17,6 +17,19 @@ from accounting import clock, storage, vault
 from accounting.ids import new_id
 
 OPEN, CLOSED = "open", "closed"
+# Longer than any request or task runs: after it nothing that began before the closing still writes.
+ERASE_AGAIN_AFTER = timedelta(minutes=5)
+LEAVING_MAX = 200
+PERSONAL = (
+    "phone_hash",
+    "phone_sealed",
+    "firebase_hash",
+    "name_sealed",
+    "district",
+    "language",
+    "quiet_hours",
+    "push",
+)
 DEFAULT_QUIET_HOURS = {"from": "22:00", "to": "07:00"}
 DEFAULT_PUSH = {"service": True, "marketing": True}
 
@@ -34,6 +47,9 @@ class ResidentDocument(me.Document):
     push = me.DictField()
     status = me.StringField(required=True)
     created_at = me.DateTimeField(required=True)
+    closed_at = me.DateTimeField()
+    # When what is kept about a closed account elsewhere is to be erased (again); the sweep looks.
+    erase_at = me.DateTimeField()
 
     meta = {
         "collection": "residents",
@@ -41,6 +57,7 @@ class ResidentDocument(me.Document):
         "indexes": [
             {"fields": ["phone_hash"], "unique": True, "sparse": True},
             {"fields": ["firebase_hash"], "unique": True, "sparse": True},
+            {"fields": ["erase_at"], "sparse": True},
         ],
     }
 
@@ -117,6 +134,47 @@ def change(resident_id: str, changes: dict[str, Any]) -> Resident:
     resident = get(resident_id)
     assert resident is not None, resident_id
     return resident
+
+
+def contact(resident_id: str) -> dict[str, str | None]:
+    """The phone number we know, and whether a Firebase user is: for the resident alone."""
+    found = _collection().find_one({"_id": resident_id, "status": OPEN}) or {}
+    sealed = found.get("phone_sealed")
+    return {
+        "phone": vault.decrypt(sealed, "phone") if sealed else None,
+        "firebase_user": "known" if found.get("firebase_hash") else None,
+    }
+
+
+def close(resident_id: str) -> None:
+    """Close an account: phone, name and preferences go, and its id says nothing any more.
+
+    From here on the same phone opens a new account. What other places keep is erased by whoever
+    closes, and once more when `leaving` names it: something may have been under way.
+    """
+    now = clock.now()
+    _collection().update_one(
+        {"_id": resident_id, "status": OPEN},
+        {
+            "$set": {
+                "status": CLOSED,
+                "closed_at": now,
+                "erase_at": now + ERASE_AGAIN_AFTER,
+            },
+            "$unset": dict.fromkeys(PERSONAL, ""),
+        },
+    )
+
+
+def leaving(now: datetime) -> list[str]:
+    """Closed accounts of which everything is to be erased once more."""
+    found = _collection().find({"erase_at": {"$lte": now}}, {"_id": 1}).sort("erase_at", 1)
+    return [row["_id"] for row in found.limit(LEAVING_MAX)]
+
+
+def left(resident_id: str) -> None:
+    """Nothing of a closed account is left to erase."""
+    _collection().update_one({"_id": resident_id}, {"$unset": {"erase_at": ""}})
 
 
 def count() -> int:

@@ -170,6 +170,12 @@ def withdraw(resident: str, consent_id: str) -> bool:
     return _consents().count_documents(wanted, limit=1) == 1
 
 
+def withdraw_all(resident: str) -> None:
+    """End every consent now, for an account that is closed."""
+    wanted = {"resident": resident, "withdrawn_at": None}
+    _consents().update_many(wanted, {"$set": {"withdrawn_at": clock.now()}})
+
+
 def read(bank_id: str, reference: str, purpose: str, what: str) -> Consent | None:
     """The live consent behind a bank's read, None when it may see nothing.
 

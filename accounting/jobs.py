@@ -162,6 +162,13 @@ def get(job_id: str) -> Job | None:
     return _job(found) if found else None
 
 
+def unfinished(kind: str, owner: str) -> Job | None:
+    """The owner's newest job of a kind that is still to be done."""
+    wanted = {"owner": owner, "kind": kind, "state": {"$in": [QUEUED, RUNNING]}}
+    found = _jobs().find_one(wanted, sort=[("_id", -1)])
+    return _job(found) if found else None
+
+
 def release(job_id: str) -> None:
     """Let a held job be worked on; nothing happens to one that is not held."""
     wanted = {"_id": job_id, "state": QUEUED, "leased_until": HELD_UNTIL}

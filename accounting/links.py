@@ -174,6 +174,17 @@ def unlink(resident: str, link_id: str) -> bool:
     return _links().delete_one({"_id": link_id, "resident": resident}).deleted_count == 1
 
 
+def hashes_of(resident: str) -> list[str]:
+    """The keyed hashes of every external id that is linked to a resident."""
+    found = _links().find({"resident": resident}, {"external_hash": 1})
+    return [row["external_hash"] for row in found]
+
+
+def unlink_all(resident: str) -> None:
+    """End all links of a closed account."""
+    _links().delete_many({"resident": resident})
+
+
 def parked_open(linked_before: datetime) -> list[Link]:
     """Links whose parked rows a crash left uncredited."""
     wanted = {"parked_done": False, "linked_at": {"$lt": linked_before}}

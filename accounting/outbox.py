@@ -134,6 +134,11 @@ def unread(resident: str) -> int:
     return collection().count_documents({"resident": resident, "read_at": None})
 
 
+def forget(resident: str) -> None:
+    """Empty the inbox of a closed account."""
+    collection().delete_many({"resident": resident})
+
+
 def mark_read(resident: str, notification_id: str) -> bool:
     """Mark one of the resident's rows as read, keeping the first time; False if there is none."""
     wanted = {"_id": notification_id, "resident": resident}

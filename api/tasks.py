@@ -16,7 +16,7 @@ from accounting import clock, jobs, outbox
 from api import feed_rows, schedule
 from api.config import Config
 from footprint import preview, summaries
-from integrations import delivery, firebase, imports, reversals
+from integrations import closing, delivery, exports, firebase, imports, reversals
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
 from points import bill_crediting, crediting, deciding, feed, passing, restating
@@ -30,8 +30,9 @@ PUBLISH_S = 0.5
 # After a failure the queue is left alone this long, so that a hanging one costs a request that
 # leaves several rows one timeout, not one each.
 PAUSE_S = 5.0
-# Jobs that walk over what is stored, by kind; what is not here is a file to read.
-WALKS: dict[str, Callable[[str], Any]] = {
+# What a job of a kind is run by; what is not here is a file to read.
+RUN: dict[str, Callable[[str], Any]] = {
+    exports.KIND: exports.run,
     preview.KIND: partial(preview.run, worth=restating.worth),
     passing.KIND: passing.run,
     restating.KIND: restating.run,
@@ -106,8 +107,8 @@ def run_job(job_id: str) -> None:
     job = jobs.get(job_id)
     if job is None:
         return
-    if job.kind in WALKS:
-        WALKS[job.kind](job_id)
+    if job.kind in RUN:
+        RUN[job.kind](job_id)
     elif imports.run(job_id, feed_rows.take_file_rows) is None:
         reversal_id = reversals.again(job_id)
         if reversal_id is not None:
@@ -143,3 +144,4 @@ def sweep_half_done() -> None:
     takings.book_unbooked(now - crediting.SWEEP_AFTER)
     disputes.sweep(now - crediting.SWEEP_AFTER)
     feed.sweep(now)
+    closing.sweep(now)

@@ -242,6 +242,19 @@ def of_resident(resident: str, *, before: str | None, limit: int) -> list[Activi
     return [_activity(found) for found in _collection().find(wanted).sort("_id", -1).limit(limit)]
 
 
+def ids_of_resident(resident: str, size: int = 1_000) -> Iterator[list[str]]:
+    """The ids of everything a resident ever reported, in portions, oldest first."""
+    after = ""
+    while True:
+        wanted = {"resident": resident, "_id": {"$gt": after}}
+        found = _collection().find(wanted, {"_id": 1}).sort("_id", 1).limit(size)
+        ids = [str(row["_id"]) for row in found]
+        if not ids:
+            return
+        yield ids
+        after = ids[-1]
+
+
 def by_event(source: str, event_id: str) -> Activity | None:
     found = _collection().find_one({"source": source, "event_id": event_id})
     return _activity(found) if found else None

@@ -163,6 +163,13 @@ def leave(resident: str, household_id: str) -> None:
         raise NotFound()
 
 
+def leave_all(resident: str) -> None:
+    """End every place of a closed account; a number only this resident was linked to goes too."""
+    wanted = {"residents.resident": resident}
+    _collection().delete_many({**wanted, "residents": {"$size": 1}})
+    _collection().update_many(wanted, {"$pull": {"residents": {"resident": resident}}})
+
+
 def change_members(resident: str, household_id: str, members: int) -> Membership:
     """Say how many live there from today on; bills that ended before keep their count.
 

@@ -95,6 +95,11 @@ def forget(parked_id: str) -> None:
     _parked().delete_one({"_id": parked_id})
 
 
+def forget_external(external_hash: str) -> None:
+    """Drop everything parked for one external id, for an account that is closed."""
+    _parked().delete_many({"external_hash": external_hash})
+
+
 def _dump(report: Report) -> str:
     return json.dumps(
         {

@@ -8,6 +8,7 @@ photo opens the review.
 import hashlib
 import struct
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -212,6 +213,12 @@ def of_activity(activity_id: str) -> list[Photo]:
     return [_photo(document) for document in found]
 
 
+def of_activities(activity_ids: Sequence[str]) -> list[Photo]:
+    """What is known of the photos of several activities, without the pictures."""
+    found = _collection().find({"activity": {"$in": list(activity_ids)}}, {"sealed": 0})
+    return [_photo(document) for document in found]
+
+
 def jpeg(activity_id: str, photo_id: str) -> bytes | None:
     """The picture of one photo of an activity; None if there is no such photo."""
     found = _collection().find_one({"_id": photo_id, "activity": activity_id}, {"sealed": 1})
@@ -235,6 +242,11 @@ def expire(activity_id: str, decided_at: datetime) -> None:
     _collection().update_many(
         {"activity": activity_id}, {"$set": {"expires_at": decided_at + KEPT}}
     )
+
+
+def forget(activity_ids: Sequence[str]) -> None:
+    """Remove the photos of activities whose account is closed."""
+    _collection().delete_many({"activity": {"$in": list(activity_ids)}})
 
 
 def _photo(document: storage.Doc) -> Photo:

@@ -186,6 +186,13 @@ def withdraw(kind: str, subject: str) -> None:
     )
 
 
+def forget(resident: str) -> None:
+    """Close what is open about a closed account alone, and erase what it wrote; decisions stay."""
+    alone = {"residents": [resident]}
+    _collection().update_many({**alone, "status": OPEN}, {"$set": {"status": WITHDRAWN}})
+    _collection().update_many(alone, {"$set": {"text_sealed": None}})
+
+
 def get(queue: str, review_id: str) -> Review:
     """One review of a queue. Raises `NotFound`."""
     found = _collection().find_one({"_id": review_id, "queue": queue})

@@ -74,6 +74,11 @@ def forget(resident: str, device_id: str) -> bool:
     return _devices().delete_one({"_id": device_id, "resident": resident}).deleted_count == 1
 
 
+def forget_all(resident: str) -> None:
+    """Remove every device of a closed account."""
+    _devices().delete_many({"resident": resident})
+
+
 def live(resident: str) -> list[Device]:
     wanted = {"resident": resident, "retired_at": None}
     found = _devices().find(wanted).sort("seen_at", -1).limit(PER_RESIDENT_MAX)

@@ -41,6 +41,7 @@ BATCHES = (
     "/v1/feeds/activities/files",
     "/v1/feeds/bills",
     "/v1/feeds/bills/files",
+    "/v1/merchant/vouchers/offline-scans",
 )
 CONFIG: dict[str, Any] = {
     "seed": SEED,
@@ -125,8 +126,9 @@ class Everybody:
         """Who enters by the first way the document names; None where nobody need sign in."""
         way = (operation.definition.raw.get("security") or [{}])[0]
         if "resident" in way:
-            # Signing out must not end the session of everybody else's requests.
-            return resident(self.app) if operation.path.endswith("/logout") else self.resident
+            # Signing out, or leaving, must not end the session of everybody else's requests.
+            ends = operation.label in ("POST /v1/auth/logout", "DELETE /v1/me")
+            return resident(self.app) if ends else self.resident
         return self.by_scope[way["client"][0]] if "client" in way else None
 
     def prepare(self, case: Any) -> None:

@@ -20,11 +20,12 @@ from api.numbers import EachAlone, Schema
 from api.openapi import Blueprint, refuses
 from api.problems import UnsupportedMediaType, language
 from api.reports import ActivityAnswer, shown
-from api.security import DATA, OPERATOR, caller, door
+from api.security import DATA, OPERATOR, RESIDENT, caller, door
+from api.views.own_data import export_url
 from footprint import bills
 from footprint.bill_intake import Received
+from integrations import exports, imports, reversals
 from integrations import feeds as files
-from integrations import imports, reversals
 from points import bill_crediting, feed
 from points.feed import Taken
 
@@ -100,6 +101,7 @@ class JobAnswer(ma.Schema):
     rows_per_second = fields.Integer(required=True)
     errors_url = fields.String(required=True)
     failure = fields.String(required=True, allow_none=True)
+    download_url = fields.String(metadata={"description": "Of a finished export."})
     reversal_job_id = fields.String(metadata={"description": "The job that takes it back."})
     reverses = fields.String(metadata={"description": "The job this one takes back."})
     reversed = fields.Integer(
@@ -191,7 +193,7 @@ class BillFiles(MethodView):
 
 @blueprint.route("/v1/jobs/<job_id>")
 class OneJob(MethodView):
-    @door(DATA, OPERATOR, scope="feeds:write")
+    @door(RESIDENT, DATA, OPERATOR, scope="feeds:write")
     @blueprint.response(200, JobAnswer)
     def get(self, job_id: str) -> dict[str, Any]:
         """How far a job is"""
@@ -308,6 +310,8 @@ def _job(job: Job) -> dict[str, Any]:
         "errors_url": f"/v1/jobs/{job.id}/errors",
         "failure": job.failure,
     }
+    if (job.kind, job.state) == (exports.KIND, jobs.DONE):
+        answer["download_url"] = export_url(job.id)
     if job.reversal is not None:
         answer["reversal_job_id"] = job.reversal
     if job.kind == reversals.KIND:

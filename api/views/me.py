@@ -21,7 +21,7 @@ from api.paging import PageQuery, newest, page_of
 from api.problems import Invalid, language
 from api.security import RESIDENT, caller, door
 from footprint import bills, methodology, summaries
-from integrations import devices
+from integrations import closing, devices
 from points import feed, milestones
 
 DISTRICT_CHARS_MAX = 64
@@ -169,6 +169,17 @@ class Me(MethodView):
     def patch(self, wanted: dict[str, Any]) -> Resident:
         """Change my preferences; what is left out stays"""
         return accounts.change(caller().id, wanted)
+
+    @door(RESIDENT)
+    @blueprint.response(204)
+    def delete(self) -> None:
+        """Close my account
+
+        Sessions, links, meter accounts, phones, photos, inbox and consents end now, and my phone
+        number is free: whoever signs in with it next begins a new account. What I earned stays in
+        the book under an id that says nothing about me; vouchers I hold stay valid in the shop.
+        """
+        closing.close(caller().id)
 
 
 @blueprint.route("/v1/me/links")

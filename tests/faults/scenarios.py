@@ -13,7 +13,7 @@ from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
 from footprint import reviews, versions
 from footprint.rules import Report
-from integrations import imports, reversals
+from integrations import closing, exports, imports, reversals
 from points import crediting, deciding, feed, holds, passing, restating
 from points.wallet import InsufficientPoints, Wallet
 from rewards import catalogue, redemptions, settlement, till, vouchers
@@ -121,6 +121,16 @@ def settle(job_id: str) -> str:
 def decide(queue: str, review_id: str, accept: bool, reason: str, by: str) -> str:
     decision = reviews.Decision(accept, reason, by)
     return deciding.decide(reviews.get(queue, review_id), decision).status
+
+
+def export(job_id: str) -> str:
+    job = exports.run(job_id)
+    assert job is not None
+    return job.state
+
+
+def close_account(resident: str) -> None:
+    closing.close(resident)
 
 
 def run_import(job_id: str, chunk_rows: int) -> str:
@@ -245,6 +255,8 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         refund,
         settle,
         decide,
+        export,
+        close_account,
         run_import,
         run_restatement,
         run_reversal,
