@@ -105,12 +105,14 @@ class Head:
 class Decision:
     """What the rules answered: the lines, the parts of the state that change, the explanation.
 
-    `after` is laid over the state before, part by part; `balances` is the book's own part.
+    `after` is laid over the state before, part by part; `balances` is the book's own part. `kind`
+    is for an entry that turned out to be of another kind than was asked for.
     """
 
     lines: tuple[Line, ...]
     after: State
     refs: Mapping[str, Any] = field(default_factory=dict)
+    kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -636,7 +638,7 @@ def _next(
         "_id": _id(ask.account, ask.key),
         "account": ask.account,
         "seq": before.seq + 1,
-        "kind": ask.kind,
+        "kind": decision.kind or ask.kind,
         "lines": lines,
         "after": {
             **before.after,

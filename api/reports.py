@@ -123,6 +123,7 @@ class ActivityAnswer(ma.Schema):
     evidence_class = fields.String(required=True, validate=validate.OneOf(["A", "B", "C", "D"]))
     matures_at = Instant()
     merged_into = fields.String()
+    merged_from = fields.List(fields.String())
     methodology_version = fields.String(required=True)
 
 
@@ -152,5 +153,6 @@ def shown(activity: Activity) -> dict[str, Any]:
         "ended_at": seen.end,
         "matures_at": seen.mature_at,
         "merged_into": seen.merged_into,
+        "merged_from": list(seen.merged_from) or None,
     }
     return answer | {name: value for name, value in optional.items() if value is not None}

@@ -58,6 +58,7 @@ class ActivityDocument(me.Document):
     points = me.IntField()
     mature_at = me.DateTimeField()
     merged_into = me.StringField()
+    merged_from = me.ListField(me.StringField())
     seq = me.IntField()
     # The file it came with, for taking a whole file back.
     job = me.StringField()
@@ -87,6 +88,7 @@ class Activity:
     """One stored activity. `quantity` is decimal text; `line` and the claim are keyed hashes.
 
     `job` is the file job that brought it first; what only named it again is not here.
+    `merged_into` is the record credited in its stead, `merged_from` are those it stands for.
     """
 
     id: str
@@ -114,6 +116,7 @@ class Activity:
     merged_into: str | None = None
     seq: int | None = None
     job: str | None = None
+    merged_from: tuple[str, ...] = ()
 
     @property
     def amount(self) -> Decimal:
@@ -152,13 +155,19 @@ def _collection() -> "Collection[storage.Doc]":
     )
 
 
+def _copies() -> "Collection[storage.Doc]":
+    """For outcomes, which the book can give again: they do not wait for the journal."""
+    return ActivityDocument._get_collection().with_options(write_concern=WriteConcern(w=1))
+
+
 def receive(fact: Activity) -> tuple[Activity, bool]:
     """Store a fact once; returns what is stored and whether it was new.
 
     Raises `SourceEventConflict` when the same source sent this event id with other content.
     """
     document = {name: getattr(fact, name) for name in fact.__slots__ if name != "id"}
-    document = {"_id": fact.id, **document, "reasons": list(fact.reasons)}
+    document = {"_id": fact.id, **document}
+    document |= {"reasons": list(fact.reasons), "merged_from": list(fact.merged_from)}
     try:
         _collection().insert_one(document)
     except DuplicateKeyError:
@@ -178,13 +187,12 @@ def settle(activity: Activity, outcome: Outcome) -> Activity:
     The outcome is a copy of what the entry says, so it does not wait for the journal: were it lost,
     the fact would be `received` again and the next reader or the sweeper would copy it once more.
     """
-    copies = ActivityDocument._get_collection().with_options(write_concern=WriteConcern(w=1))
     earlier: storage.Doc = {"_id": activity.id}
     if outcome.seq is None:
         earlier["state"] = RECEIVED
     else:
         earlier["$or"] = [{"seq": None}, {"seq": {"$lte": outcome.seq}}]
-    found = copies.find_one_and_update(
+    found = _copies().find_one_and_update(
         earlier,
         {
             "$set": {
@@ -204,6 +212,37 @@ def settle(activity: Activity, outcome: Outcome) -> Activity:
     settled = _activity(found) if found is not None else by_id(activity.id)
     assert settled is not None, activity.id
     return settled
+
+
+def absorb(survivor: str, merged: Sequence[str]) -> Activity:
+    """Note which records of the same trip one is credited for; safe to repeat."""
+    found = _copies().find_one_and_update(
+        {"_id": survivor},
+        {"$addToSet": {"merged_from": {"$each": list(merged)}}},
+        return_document=True,
+    )
+    assert found is not None, "activities are never deleted"
+    return _activity(found)
+
+
+def point(merged: Sequence[str], survivor: str) -> None:
+    """Let records that were merged name the one that is credited now; safe to repeat."""
+    wanted = {"_id": {"$in": list(merged)}, "status": "merged"}
+    _copies().update_many(wanted, {"$set": {"merged_into": survivor}})
+
+
+def reopen(activity: Activity) -> None:
+    """Mark a settled activity as unfinished before it is taken back, so that the sweep finds it."""
+    wanted = {"_id": activity.id, "seq": {"$ne": None}}
+    _collection().update_one(wanted, {"$set": {"state": RECEIVED}})
+
+
+def close(activity: Activity) -> Activity:
+    """Leave an activity as it was before it was reopened: nothing came of taking it back."""
+    _copies().update_one({"_id": activity.id}, {"$set": {"state": SETTLED}})
+    found = by_id(activity.id)
+    assert found is not None, "activities are never deleted"
+    return found
 
 
 def replace_reason(activity: Activity, old: str, new: str) -> Activity:
@@ -288,5 +327,6 @@ def new_activity_id() -> str:
 
 def _activity(document: storage.Doc) -> Activity:
     fields = {name: document[name] for name in Activity.__slots__ if name != "id"}
-    fields["reasons"] = tuple(fields["reasons"])
+    for name in ("reasons", "merged_from"):
+        fields[name] = tuple(fields[name])
     return Activity(id=document["_id"], **fields)

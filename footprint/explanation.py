@@ -111,6 +111,7 @@ def of(activity: Activity, entry: Entry | None, language: Language) -> Answer:
         "caps": _caps(rules_then, behaviour, refs),
         "reduction_mg": refs.get("mg", 0),
         "appeal": appeal,
+        "merged": {"into": activity.merged_into, "from": list(activity.merged_from)},
         **_later(activity.resident, entry, language),
     }
 
@@ -153,6 +154,7 @@ def of_share(bill: Bill, resident: str, entry: Entry | None, language: Language)
         "caps": _caps(rules_then, behaviour, refs),
         "reduction_mg": refs.get("mg", 0),
         "appeal": None,
+        "merged": {"into": None, "from": []},
         **_later(resident, entry, language),
     }
 

@@ -4,10 +4,10 @@ The same arithmetic judges an activity when it arrives and when its month is rep
 cannot differ. `refs` is what the book entry of an activity keeps of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from footprint import rules
 from footprint.methodology import Behaviour, Methodology
@@ -16,6 +16,8 @@ from footprint.rules import Counts, Report
 # The counters of one city day, by behaviour, with `_overall`, `_netted` and `_stop` beside them.
 Held = dict[str, Any]
 Refs = Mapping[str, Any]
+# Why a record earned nothing or no more: another source told of the same trip, at least as well.
+SAME_TRIP = "same_trip"
 
 
 def count(held: Held, refs: Refs, rules_then: Methodology) -> None:
@@ -59,20 +61,112 @@ def is_netted(behaviour: Behaviour, rules_then: Methodology) -> bool:
 def undone(refs: Refs) -> dict[str, Any]:
     """The refs of the entry that takes an activity back: the same, with the amounts negated."""
     negated = {name: -refs[name] for name in ("mg", "counted", "gross_mg")}
-    return {**refs, **negated, "status": "reversed", "best": None}
+    kept = {name: value for name, value in refs.items() if name != "replaces"}
+    return {**kept, **negated, "status": "reversed", "best": None}
 
 
-def clash(
-    behaviour: Behaviour, report: Report, line: str | None, trips: Iterable[Refs]
-) -> str | None:
-    """Why a trip cannot stand beside the others: one was boarded too soon before, or overlaps."""
+def parts(refs: Refs) -> Iterator[Refs]:
+    """What an entry adds to counters: what it replaces, undone, and then its own activity."""
+    yield from refs.get("replaces", ())
+    if "counted" in refs:
+        yield refs
+
+
+def ended(refs: Refs) -> list[int]:
+    """The entries, by number, whose activities no longer stand after this one."""
+    reverses = [refs["reverses"]] if "reverses" in refs else []
+    return reverses + [one["reverses"] for one in refs.get("replaces", ())]
+
+
+class Trip(NamedTuple):
+    """A credited trip that stands: the number of its entry, the city day it counts on, its refs."""
+
+    seq: int
+    day: str
+    refs: Refs
+
+    @property
+    def activity(self) -> str:
+        return str(self.refs["activity"])
+
+    def replaced(self) -> dict[str, Any]:
+        """What the entry of a better record keeps of it: its refs undone, short of the working."""
+        return {name: value for name, value in undone(self.refs).items() if name in _REPLACED} | {
+            "reverses": self.seq
+        }
+
+
+_REPLACED = frozenset(
+    (
+        "activity",
+        "behaviour",
+        "methodology",
+        "evidence",
+        "status",
+        "mg",
+        "counted",
+        "gross_mg",
+        "overall",
+        "best",
+        "bank_grade",
+    )
+)
+
+
+class Meeting(NamedTuple):
+    """How a trip stands to those that are credited already.
+
+    `twins` are records of the same trip by other sources: it is merged `into` one of them or, where
+    that is None, takes the place of all. With `refused` it can do neither.
+    """
+
+    refused: str | None = None
+    twins: tuple[Trip, ...] = ()
+    into: Trip | None = None
+
+    @property
+    def replaces(self) -> tuple[Trip, ...]:
+        return self.twins if self.into is None else ()
+
+
+def meet(
+    fact: Refs, behaviour: Behaviour, report: Report, day: str, trips: Iterable[Trip]
+) -> Meeting:
+    """Whether a trip is one of the credited ones told again, clashes with one, or stands alone.
+
+    Two sources that tell of the same way of travelling at the same time tell of one trip. The
+    better evidence counts (A over B over C over D), of equals the first. A record of another city
+    day replaces nothing: which day's caps it counts in is settled with the first. `fact` is the
+    trip's `source`, `line` and `evidence`.
+    """
+    twins: list[Trip] = []
+    refused = None
+    for trip in trips:
+        refs = trip.refs
+        if (
+            refs["behaviour"] == behaviour.code
+            and refs["source"] != fact["source"]
+            and rules.overlaps(report, refs["start"], refs["end"] or refs["start"])
+        ):
+            twins.append(trip)
+        else:
+            refused = refused or _clash(behaviour, report, fact["line"], refs)
+    if not twins:
+        return Meeting(refused)
+    best = min(twins, key=lambda trip: (trip.refs["evidence"], trip.seq))
+    better = fact["evidence"] < best.refs["evidence"]
+    replaces = better and all(trip.day == day for trip in twins)
+    return Meeting(refused, tuple(twins), None if replaces else best)
+
+
+def _clash(behaviour: Behaviour, report: Report, line: str | None, refs: Refs) -> str | None:
+    """Why a trip cannot stand beside another: it was boarded too soon after, or overlaps."""
     gap_min = behaviour.plausible.gap_minutes_min
-    for refs in trips:
-        # Line 1 of the bus is not line 1 of the metro: changing there takes no ten minutes.
-        same_line = line is not None and (refs["behaviour"], refs["line"]) == (behaviour.code, line)
-        if gap_min is not None and same_line:
-            if abs(refs["start"] - report.start) < timedelta(minutes=gap_min):
-                return "boarding_too_soon"
-        if rules.overlaps(report, refs["start"], refs["end"] or refs["start"]):
-            return "overlapping_trip"
+    # Line 1 of the bus is not line 1 of the metro: changing there takes no ten minutes.
+    same_line = line is not None and (refs["behaviour"], refs["line"]) == (behaviour.code, line)
+    if gap_min is not None and same_line:
+        if abs(refs["start"] - report.start) < timedelta(minutes=gap_min):
+            return "boarding_too_soon"
+    if rules.overlaps(report, refs["start"], refs["end"] or refs["start"]):
+        return "overlapping_trip"
     return None

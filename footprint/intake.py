@@ -5,14 +5,16 @@
 changes only together with a new entry, and a batch can have read it for many accounts at once.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
 from accounting import book, clock, vault
-from accounting.book import Head, Line, State
+from accounting.book import Entry, Head, Line, State
 from footprint import activities, held, methodology, rules
 from footprint.activities import Activity
+from footprint.held import SAME_TRIP, Meeting, Refs, Trip
 from footprint.methodology import Behaviour, ClaimRule, Methodology
 from footprint.rules import Counts, Report
 
@@ -109,32 +111,46 @@ class Judgement:
     status: str
     reasons: tuple[str, ...]
     mg: int
-    lines: tuple[Line, ...]
     after: State
     refs: dict[str, Any]
     merged_into: str | None = None
+    replaces: tuple[Trip, ...] = ()
 
 
 def judge(
-    activity: Activity, head: Head, now: datetime, *, claim_lost: bool, overruled: bool = False
+    activity: Activity,
+    head: Head,
+    now: datetime,
+    *,
+    lost_to: str | None = None,
+    overruled: Collection[str] | None = None,
 ) -> Judgement:
     """Judge a fact on the newest state of its resident; pure but for reads of the account.
 
-    `overruled` is after an upheld appeal: other trips do not stand against it, caps still do.
+    `lost_to` is the owner of what it claims, when that is another: of the same trip's other record
+    it may be taken over. `overruled` are the reasons an upheld appeal set aside: other trips do not
+    stand against it, caps still do, and one trip is not credited twice unless just that was
+    appealed. `mg` and the state are its own worth; what it replaces is for the caller to undo.
     """
     rules_then = methodology.version(activity.methodology)
     behaviour = rules_then.behaviours[activity.behaviour]
     report = report_of(activity)
     day = clock.city_day(report.start)
-    refused: str | None = "already_credited" if claim_lost else None
-    if refused is None and behaviour.is_trip and not overruled:
-        refused = _conflict(activity, behaviour, report, head)
+    meeting = Meeting()
+    if behaviour.is_trip and SAME_TRIP not in (overruled or ()):
+        meeting = _meeting(activity, behaviour, report, head)
+    refused = meeting.refused if overruled is None else None
+    if lost_to is not None and lost_to not in {twin.activity for twin in meeting.twins}:
+        refused = "already_credited"
     if refused is not None:
-        refs = _refs(activity, "rejected", (refused,), 0, 0, None)
-        after = {"lifetime_mg": lifetime_mg(head)}
-        return Judgement("rejected", (refused,), 0, (), after, refs)
+        return _nothing(activity, head, "rejected", refused)
+    if meeting.into is not None:
+        return _nothing(activity, head, "merged", SAME_TRIP, meeting.into.activity)
     counters = _Counters.load(head, now)
-    before = counters.counts(head, behaviour, rules_then, day)
+    replaced = [trip.replaced() for trip in meeting.replaces]
+    for one in replaced:
+        counters.add(day, one)
+    before = counters.counts(head, behaviour, rules_then, day, replaced)
     credit = rules.credit(rules_then, behaviour, report, before)
     reasons = credit.reasons
     if rules_then.stale(clock.city_day(activity.received_at)):
@@ -152,16 +168,26 @@ def judge(
     )
     refs["steps"] = [[step.rule, step.mg, step.limit] for step in credit.steps]
     refs["before"] = before.amounts()
+    if replaced:
+        refs["replaces"] = replaced
     counters.add(day, refs)
     return Judgement(
         status=status,
         reasons=reasons,
         mg=credit.mg,
-        lines=reduction_lines(credit.mg),
         after={"lifetime_mg": lifetime_mg(head) + credit.mg, "caps": counters.dump()},
         refs=refs,
         merged_into=credit.merged_into,
+        replaces=meeting.replaces,
     )
+
+
+def _nothing(
+    activity: Activity, head: Head, status: str, reason: str, merged_into: str | None = None
+) -> Judgement:
+    """It is credited nothing, for one reason; caps and counters stay as they are."""
+    refs = _refs(activity, status, (reason,), 0, 0, merged_into)
+    return Judgement(status, (reason,), 0, {"lifetime_mg": lifetime_mg(head)}, refs, merged_into)
 
 
 def reduction_lines(mg: int) -> tuple[Line, ...]:
@@ -203,6 +229,7 @@ def _refs(
     """What the entry keeps of the activity: enough to rebuild counters, summaries and reasons."""
     return {
         "activity": activity.id,
+        "source": activity.source,
         "behaviour": activity.behaviour,
         "methodology": activity.methodology,
         "evidence": activity.evidence,
@@ -228,20 +255,30 @@ def lifetime_mg(head: Head) -> int:
     return int(head.after.get("lifetime_mg", 0))
 
 
-def _conflict(activity: Activity, behaviour: Behaviour, report: Report, head: Head) -> str | None:
-    """Whether another credited trip of the resident overlaps this one, or was boarded too close."""
-    first = clock.city_day(report.start) - timedelta(days=1)
-    last = clock.city_day(report.over) + timedelta(days=1)
-    taken_back = set()
-    trips: list[dict[str, Any]] = []
-    for entry in head.on_days(first, last):
-        refs = entry.refs
-        if refs.get("status") == "reversed":
-            taken_back.add(refs["activity"])
-        elif _is_credited_trip(refs) and refs["activity"] != activity.id:
-            trips.append(refs)
-    standing = (refs for refs in trips if refs["activity"] not in taken_back)
-    return held.clash(behaviour, report, activity.line, standing)
+def _meeting(activity: Activity, behaviour: Behaviour, report: Report, head: Head) -> Meeting:
+    """How a trip stands to the resident's other credited trips around it."""
+    first = clock.city_day(report.start)
+    last = clock.city_day(report.over)
+    standing: dict[int, Trip] = {}
+    for entry in head.on_days(first - timedelta(days=1), last + timedelta(days=1)):
+        for seq in held.ended(entry.refs):
+            standing.pop(seq, None)
+        if _is_credited_trip(entry.refs) and entry.refs["activity"] != activity.id:
+            assert entry.cap_day is not None, entry.seq
+            standing[entry.seq] = Trip(entry.seq, entry.cap_day, entry.refs)
+    fact = {"source": activity.source, "line": activity.line, "evidence": activity.evidence}
+    return held.meet(fact, behaviour, report, first.isoformat(), standing.values())
+
+
+def still_stands(credited: Entry, head: Head) -> bool:
+    """Whether nothing replaced an entry since; for whoever is about to take it back."""
+    assert credited.cap_day is not None, credited.key
+    day = date.fromisoformat(credited.cap_day)
+    return not any(
+        one["reverses"] == credited.seq
+        for entry in head.on_days(day, day)
+        for one in entry.refs.get("replaces", ())
+    )
 
 
 def _is_credited_trip(refs: dict[str, Any]) -> bool:
@@ -280,7 +317,7 @@ class _Counters:
     def dump(self) -> State:
         return {"days": self.days, "months": self.months}
 
-    def add(self, day: date, refs: dict[str, Any]) -> None:
+    def add(self, day: date, refs: Refs) -> None:
         if self._keeps_day(day):
             _count(self.days.setdefault(day.isoformat(), {}), refs)
         month = clock.month_of(day)
@@ -289,27 +326,30 @@ class _Counters:
             in_month[refs["behaviour"]] = in_month.get(refs["behaviour"], 0) + refs["counted"]
 
     def counts(
-        self, head: Head, behaviour: Behaviour, rules_then: Methodology, day: date
+        self,
+        head: Head,
+        behaviour: Behaviour,
+        rules_then: Methodology,
+        day: date,
+        less: Sequence[Refs] = (),
     ) -> Counts:
+        """What day and month hold; `less` is what was added here and is in no entry yet."""
         on_day = self.days.get(day.isoformat(), {}) if self._keeps_day(day) else {}
         if not self._keeps_day(day):
-            for entry in head.on_days(day, day):
-                if "counted" in entry.refs:
-                    _count(on_day, entry.refs)
-        month_used = self._month_used(head, behaviour, clock.month_of(day))
+            for part in (*_parts(head, day, day), *less):
+                _count(on_day, part)
+        month_used = self._month_used(head, behaviour, clock.month_of(day), less)
         return held.counts(on_day, behaviour, rules_then, month_used)
 
-    def _month_used(self, head: Head, behaviour: Behaviour, month: str) -> int:
+    def _month_used(
+        self, head: Head, behaviour: Behaviour, month: str, less: Sequence[Refs]
+    ) -> int:
         if behaviour.caps.month_count is None:
             return 0
         if self._keeps_month(month):
             return int(self.months.get(month, {}).get(behaviour.code, 0))
-        first, last = clock.first_day(month), clock.last_day(month)
-        return sum(
-            entry.refs["counted"]
-            for entry in head.on_days(first, last)
-            if entry.refs.get("behaviour") == behaviour.code and "counted" in entry.refs
-        )
+        parts = (*_parts(head, clock.first_day(month), clock.last_day(month)), *less)
+        return sum(part["counted"] for part in parts if part["behaviour"] == behaviour.code)
 
     def _keeps_day(self, day: date) -> bool:
         return day > self.today - timedelta(days=DAYS_KEPT)
@@ -324,5 +364,10 @@ def _copy(on_day: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _count(on_day: dict[str, Any], refs: dict[str, Any]) -> None:
+def _parts(head: Head, first: date, last: date) -> list[Refs]:
+    """What the account's entries of these days add to counters, in the order of the book."""
+    return [part for entry in head.on_days(first, last) for part in held.parts(entry.refs)]
+
+
+def _count(on_day: dict[str, Any], refs: Refs) -> None:
     held.count(on_day, refs, methodology.version(refs["methodology"]))

@@ -65,6 +65,10 @@ REASONS: Final[dict[str, dict[Language, str]]] = {
         "en": "Less than ten minutes after another boarding of the same line.",
         "zh": "与同一线路上次乘车间隔不足十分钟。",
     },
+    "same_trip": {
+        "en": "Another source told of the same trip, with evidence at least as good; one counts.",
+        "zh": "另一来源以同等或更可靠的证据上报了同一行程，仅计入一次。",
+    },
     "lower_step_total": {
         "en": "A higher step total of the same day is credited already; the highest counts.",
         "zh": "当天已有更高的步数记录，以最高值为准。",
@@ -248,6 +252,10 @@ NEEDED: Final[dict[str, dict[Language, str]]] = {
     "boarding_too_soon": {
         "en": "At least {gap_minutes_min} minutes between two boardings of one line.",
         "zh": "同一线路两次乘车间隔应不少于 {gap_minutes_min} 分钟。",
+    },
+    "same_trip": {
+        "en": "A trip that no other source told of, or better evidence of it than theirs.",
+        "zh": "其他来源未曾上报的行程，或比其更可靠的证据。",
     },
     "lower_step_total": {
         "en": "A higher total than the one credited for the day.",

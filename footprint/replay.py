@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from accounting import clock
 from accounting.quantities import floor_mg
 from footprint import held, methodology, rules
+from footprint.held import SAME_TRIP, Meeting, Trip
 from footprint.methodology import Behaviour, Methodology
 from footprint.rules import Report
 
@@ -184,21 +185,28 @@ class _Month:
         if refs["status"] == "reversed":
             on_day.pop(refs["reverses"], None)
             if replayed:
-                was, earlier = self.outcomes[refs["reverses"]]
-                self._count(entry, held.undone(earlier))
-                self.outcomes[refs["reverses"]] = (was, {**earlier, "status": "reversed"})
+                self._end(refs["reverses"], entry.day)
             return
+        if not replayed:
+            for seq in held.ended(refs):
+                on_day.pop(seq, None)
         behaviour = self.rules_now.behaviours[refs["behaviour"]]
         outcome = refs
         if replayed:
             outcome = self._bill(entry, behaviour) if "bill" in refs else self._judge(entry)
-            self._count(entry, outcome)
+            self._count(entry.day, outcome)
             self.outcomes[entry.seq] = (refs, outcome)
         if behaviour.is_trip and outcome["status"] in ("credited", "capped"):
             on_day[entry.seq] = refs
 
-    def _count(self, entry: Posted, refs: Refs) -> None:
-        held.count(self.days.setdefault(entry.day, {}), refs, self.rules_now)
+    def _end(self, seq: int, day: str) -> None:
+        """Take back what an entry credited, because of a reversal or of better evidence."""
+        was, earlier = self.outcomes[seq]
+        self._count(day, held.undone(earlier))
+        self.outcomes[seq] = (was, {**earlier, "status": "reversed"})
+
+    def _count(self, day: str, refs: Refs) -> None:
+        held.count(self.days.setdefault(day, {}), refs, self.rules_now)
         code = refs["behaviour"]
         self.used[code] = self.used.get(code, 0) + refs["counted"]
 
@@ -214,6 +222,12 @@ class _Month:
         )
         if self._refused(entry, behaviour, report):
             return {**refs, **_NOTHING}
+        meeting = self._meeting(entry, behaviour, report)
+        if meeting.refused is not None or meeting.into is not None:
+            return {**refs, **_NOTHING}
+        for trip in meeting.replaces:
+            del self.trips[trip.day][trip.seq]
+            self._end(trip.seq, trip.day)
         counts = held.counts(
             self.days.get(entry.day, {}),
             behaviour,
@@ -258,16 +272,23 @@ class _Month:
             # What was credited although its own version would not have it was decided by a person.
             if _assess(self.rules_now, refs, report) and not _assess(earlier, refs, report):
                 return True
-        if not behaviour.is_trip:
-            return False
-        return held.clash(behaviour, report, refs["line"], self._trips_near(report)) is not None
+        return False
 
-    def _trips_near(self, report: Report) -> list[Refs]:
+    def _meeting(self, entry: Posted, behaviour: Behaviour, report: Report) -> Meeting:
+        refs = entry.refs
+        overruled = refs["overruled"] if "appeal" in refs else None
+        if not behaviour.is_trip or SAME_TRIP in (overruled or ()):
+            return Meeting()
+        meeting = held.meet(refs, behaviour, report, entry.day, self._trips_near(report))
+        return meeting if overruled is None else meeting._replace(refused=None)
+
+    def _trips_near(self, report: Report) -> list[Trip]:
         day = clock.city_day(report.start) - timedelta(days=1)
         last = clock.city_day(report.over) + timedelta(days=1)
-        found: list[Refs] = []
+        found: list[Trip] = []
         while day <= last:
-            found += self.trips.get(day.isoformat(), {}).values()
+            name = day.isoformat()
+            found += [Trip(seq, name, refs) for seq, refs in self.trips.get(name, {}).items()]
             day += timedelta(days=1)
         return found
 

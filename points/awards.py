@@ -12,8 +12,9 @@ from typing import Any
 
 from accounting import book, clock
 from accounting.book import Entry, Head, State
-from points import audience, earning, terms
+from points import audience, earning, exchanging, terms
 from points.earning import Earned, Part, Who
+from points.exchanging import Forerunner
 from points.lots import ReversalPolicy
 from points.wallet import Wallet
 
@@ -27,6 +28,7 @@ class Award:
 
     earned: Earned
     after: State
+    waived: int = 0
 
     @property
     def points(self) -> int:
@@ -66,13 +68,16 @@ def give(
     over: datetime,
     maturity: timedelta,
     who: Callable[[], Who] | None = None,
+    replaces: Sequence[Forerunner] = (),
 ) -> Award:
     """Give an account the points for `mg` milligrams of an activity of `day`, decided at `now`.
 
     `who` is the resident as campaigns see them, for callers who read many at once. What is mature
-    on arrival moves on in the same entry.
+    on arrival moves on in the same entry. Of what it replaces only the difference moves.
     """
     counters = _Counters.load(head, now)
+    for one in replaces:
+        counters.add(day, one.back)
     earned = earning.earn(
         mg,
         behaviour,
@@ -82,11 +87,10 @@ def give(
         who=who or (lambda: audience.of(head.account)),
         used=counters.used,
     )
-    for part in earned.parts:
-        wallet.earn(part.points, part.funder, over=over, maturity=maturity)
+    waived = exchanging.exchange(wallet, replaces, earned.parts, over=over, maturity=maturity)
     wallet.advance(now)
     counters.add(day, earned.parts)
-    return Award(earned, counters.dump())
+    return Award(earned, counters.dump(), waived)
 
 
 def take_back(
@@ -147,6 +151,8 @@ class _Counters:
         self.account = account
         self.today = today
         self.state = state
+        # What is in no entry yet, for days that are summed from entries.
+        self.added: dict[date, list[Part]] = {}
 
     @classmethod
     def load(cls, head: Head, now: datetime) -> "_Counters":
@@ -162,10 +168,15 @@ class _Counters:
             return 0, 0
         if self._keeps(day):
             return one["days"].get(day.isoformat(), 0), one["total"]
+        in_book = (
+            Part._make(part)
+            for entry in book.on_days(self.account, day, day)
+            for refs in (entry.refs, *entry.refs.get("replaces", ()))
+            for part in refs.get("parts", ())
+        )
         on_day = sum(
             part.points
-            for entry in book.on_days(self.account, day, day)
-            for part in map(Part._make, entry.refs.get("parts", ()))
+            for part in (*in_book, *self.added.get(day, ()))
             if part.campaign is not None and part.campaign.partition("@")[0] == campaign
         )
         return on_day, one["total"]
@@ -174,6 +185,7 @@ class _Counters:
         for part in parts:
             if part.campaign is None or part.limit is None:
                 continue
+            self.added.setdefault(day, []).append(part)
             campaign = part.campaign.partition("@")[0]
             one = self.state.setdefault(campaign, {"total": 0, "days": {}, "until": ""})
             one["total"] += part.points

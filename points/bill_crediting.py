@@ -334,7 +334,7 @@ def _decide_reversal(
     bill: Bill, earlier: Entry, head: Head, now: datetime, ending: Bill
 ) -> Decision:
     refs = intake.undo_refs(earlier.refs)
-    stands = restating.standing(earlier)
+    stands = restating.standing(earlier.account, earlier.seq, earlier.cap_day, earlier.refs)
     mg = refs["mg"] + stands.mg
     wallet = Wallet.load(head.after)
     wallet.advance(now)

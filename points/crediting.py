@@ -16,8 +16,11 @@ from accounting.book import Ask, Decision, Entry, Head
 from accounting.errors import DomainError
 from footprint import activities, intake, methodology, photos
 from footprint.activities import SETTLED, Activity, Outcome
+from footprint.held import SAME_TRIP
+from footprint.replay import Change
 from footprint.rules import Report
-from points import awards, milestones, restating
+from points import awards, exchanging, milestones, restating
+from points.exchanging import Forerunner
 from points.wallet import Wallet
 
 SWEEP_AFTER = timedelta(minutes=1)
@@ -83,6 +86,8 @@ def take_in(fact: Activity) -> tuple[Activity, bool]:
 
 def resume(activity: Activity) -> Activity:
     """Bring a received fact to its outcome; safe to run twice and at the same time."""
+    if activity.seq is not None:
+        return _resume_reversal(activity)
     if activity.verdict is not None:
         return activities.settle(activity, Outcome(activity.verdict, activity.reasons))
     return credit(activity, f"activity:{activity.id}")
@@ -90,8 +95,7 @@ def resume(activity: Activity) -> Activity:
 
 def credit(activity: Activity, key: str, overruling: Overruling | None = None) -> Activity:
     """Claim, post the entry of this key, settle; repeating it changes nothing."""
-    despite = overruling.despite if overruling else None
-    claim_lost = not _claimed(activity, despite)
+    lost_to = _lost_to(activity, overruling.despite if overruling else None)
     entry = book.post(
         Ask(
             account=activity.resident,
@@ -101,14 +105,41 @@ def credit(activity: Activity, key: str, overruling: Overruling | None = None) -
             occurred_at=activity.start,
             cap_day=clock.city_day(activity.start),
         ),
-        lambda head, now: _decide(activity, head, now, claim_lost, overruling),
+        lambda head, now: _decide(activity, head, now, lost_to, overruling),
     ).entry
-    if entry.refs["counted"] == 0:
-        # Nothing was credited for it, so somebody else may have it.
-        claims.release(activity.id)
+    outcome = _merged(activity, entry, _outcome(activity, entry))
     after_mg = entry.after.get("lifetime_mg", 0)
-    milestones.record(activity.resident, after_mg - entry.refs["mg"], after_mg)
-    return activities.settle(activity, _outcome(activity, entry))
+    before_mg = after_mg - entry.amount(intake.UNIT, intake.REDUCTION)
+    milestones.record(activity.resident, before_mg, after_mg)
+    settled = activities.settle(activity, outcome)
+    if settled.merged_into is not None:
+        claims.pass_on(activity.id, settled.merged_into)
+    elif entry.refs["counted"] == 0 or settled.status == "reversed":
+        # Nothing is credited for it, so somebody else may have it.
+        claims.release(activity.id)
+    return settled
+
+
+def _merged(activity: Activity, entry: Entry, outcome: Outcome) -> Outcome:
+    """Let the records of one trip name each other: those this replaced, the one it merged into.
+
+    Whichever of two mergers comes second sees what the first wrote of the record between them, so
+    all name the one that is credited.
+    """
+    for one in entry.refs.get("replaces", ()):
+        weaker = activities.by_id(one["activity"])
+        assert weaker is not None, "activities are never deleted"
+        claims.pass_on(weaker.id, activity.id)
+        gone = Outcome("merged", (SAME_TRIP,), merged_into=activity.id, seq=entry.seq)
+        weaker = activities.settle(weaker, gone)
+        activities.absorb(activity.id, (weaker.id, *weaker.merged_from))
+        activities.point(weaker.merged_from, activity.id)
+    if outcome.merged_into is None:
+        return outcome
+    survivor = activities.absorb(outcome.merged_into, (activity.id,))
+    while survivor.merged_into is not None:
+        survivor = activities.absorb(survivor.merged_into, (activity.id,))
+    return replace(outcome, merged_into=survivor.id)
 
 
 def sweep(now: datetime) -> int:
@@ -125,6 +156,7 @@ def reverse(activity: Activity, *, reason: str, by: str) -> Activity:
     earlier = activities.entry(activity)
     if earlier is None or earlier.refs["counted"] == 0:
         raise NothingToReverse()
+    activities.reopen(activity)
     entry = book.post(
         Ask(
             account=activity.resident,
@@ -136,6 +168,10 @@ def reverse(activity: Activity, *, reason: str, by: str) -> Activity:
         ),
         lambda head, now: _decide_reversal(activity, earlier, head, now, reason, by),
     ).entry
+    return _reversed(activity, entry)
+
+
+def _reversed(activity: Activity, entry: Entry) -> Activity:
     claims.release(activity.id)
     stays = entry.refs["waived"]
     return activities.settle(
@@ -143,19 +179,34 @@ def reverse(activity: Activity, *, reason: str, by: str) -> Activity:
     )
 
 
-def _claimed(activity: Activity, despite: str | None) -> bool:
-    """Take what the activity claims; a claim of the owner `despite` stays with it and counts."""
+def _resume_reversal(activity: Activity) -> Activity:
+    """Finish taking an activity back where a crash left it; it may not have reached the book."""
+    entry = book.by_key(activity.resident, f"reverse:{activity.id}")
+    return activities.close(activity) if entry is None else _reversed(activity, entry)
+
+
+def _lost_to(activity: Activity, despite: str | None) -> str | None:
+    """Take what the activity claims; the owner that has it if that is another.
+
+    A claim of the owner `despite` stays with it and counts.
+    """
     claim = activity.claim
     if claim is None:
-        return True
-    return claims.take(claim["kind"], claim["value"], claim["owner"]) in (claim["owner"], despite)
+        return None
+    owner = claims.take(claim["kind"], claim["value"], claim["owner"], activity.id)
+    return None if owner in (claim["owner"], despite) else owner
 
 
 def _decide(
-    activity: Activity, head: Head, now: datetime, claim_lost: bool, overruling: Overruling | None
+    activity: Activity,
+    head: Head,
+    now: datetime,
+    lost_to: str | None,
+    overruling: Overruling | None,
 ) -> Decision:
-    overruled = overruling is not None
-    judged = intake.judge(activity, head, now, claim_lost=claim_lost, overruled=overruled)
+    overruled = overruling.reasons if overruling else None
+    judged = intake.judge(activity, head, now, lost_to=lost_to, overruled=overruled)
+    replaces = exchanging.forerunners(activity.resident, judged.replaces)
     wallet = Wallet.load(head.after)
     wallet.advance(now)
     award = awards.give(
@@ -167,17 +218,37 @@ def _decide(
         day=clock.city_day(activity.start),
         over=activity.over,
         maturity=_maturity(activity),
+        replaces=replaces,
     )
+    changes = exchanging.changes(replaces, award.waived)
+    mg = judged.mg + sum(change.mg for change in changes)
     return Decision(
-        lines=(*judged.lines, *wallet.lines),
-        after={**judged.after, **award.after, "wallet": wallet.dump()},
+        lines=(*intake.reduction_lines(mg), *wallet.lines),
+        after={
+            **judged.after,
+            **award.after,
+            "lifetime_mg": intake.lifetime_mg(head) + mg,
+            "wallet": wallet.dump(),
+        },
         refs={
             **judged.refs,
             **award.refs,
             "reasons": [*judged.reasons, *award.reasons],
+            **(_replaced_refs(judged.refs, replaces, changes) if replaces else {}),
             **(_appeal_refs(overruling) if overruling else {}),
         },
+        kind="replace" if judged.replaces else None,
     )
+
+
+def _replaced_refs(
+    refs: dict[str, Any], replaces: list[Forerunner], changes: list[Change]
+) -> dict[str, Any]:
+    rows = zip(refs["replaces"], replaces, strict=True)
+    return {
+        "replaces": [{**row, "parts": [list(part) for part in one.back]} for row, one in rows],
+        "changes": [list(change) for change in changes],
+    }
 
 
 def _appeal_refs(overruling: Overruling) -> dict[str, Any]:
@@ -192,8 +263,11 @@ def _appeal_refs(overruling: Overruling) -> dict[str, Any]:
 def _decide_reversal(
     activity: Activity, earlier: Entry, head: Head, now: datetime, reason: str, by: str
 ) -> Decision:
+    if not intake.still_stands(earlier, head):
+        # Better evidence took its place: what it earned is gone, and not to be taken twice.
+        raise NothingToReverse()
     refs = intake.undo_refs(earlier.refs)
-    stands = restating.standing(earlier)
+    stands = restating.standing(earlier.account, earlier.seq, earlier.cap_day, earlier.refs)
     mg = refs["mg"] + stands.mg
     wallet = Wallet.load(head.after)
     wallet.advance(now)

@@ -200,22 +200,23 @@ def restate(resident: str, order: Restatement) -> Entry | None:
     return entry
 
 
-def standing(earlier: Entry) -> Standing:
-    """What stands of an entry after restatements; for whoever reverses it.
+def standing(account: str, seq: int, day: str | None, refs: Mapping[str, Any]) -> Standing:
+    """What stands of an entry after restatements; for whoever takes it back.
 
-    Read after the head: the entry that reverses carries the undone changes as its `changes`.
+    `day` is the city day it counts on, `refs` are its own. Read after the head: the entry that
+    takes it back carries the undone changes among its `changes`.
     """
-    assert earlier.cap_day is not None, earlier.key
-    last = clock.last_day(earlier.cap_day[:7])
+    assert day is not None, seq
+    last = clock.last_day(day[:7])
     sums: dict[bool, Change] = {}
-    parts = list(earning.parts_of(earlier.refs))
-    for entry in book.on_days(earlier.account, last, last):
+    parts = list(earning.parts_of(refs))
+    for entry in book.on_days(account, last, last):
         for change in map(Change._make, entry.refs.get("changes", ())):
-            if change.seq == earlier.seq:
+            if change.seq == seq:
                 held = sums.get(change.bank_grade)
                 sums[change.bank_grade] = _minus(change, held)
-        for seq, place, points in entry.refs.get("moves", ()):
-            if seq == earlier.seq:
+        for moved, place, points in entry.refs.get("moves", ()):
+            if moved == seq:
                 parts[place] = parts[place]._replace(points=parts[place].points + points)
     return Standing(tuple(sums.values()), tuple(parts))
 

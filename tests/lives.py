@@ -37,6 +37,7 @@ def did(
     *,
     minutes: int | None = None,
     evidence: str = "A",
+    source: str = "city",
     **attributes: Any,
 ) -> Activity:
     """Report it now; returns what became of it."""
@@ -44,7 +45,7 @@ def did(
     end = start + timedelta(minutes=minutes) if minutes is not None else None
     what = Report(behaviour, Decimal(str(quantity)), start, end, attributes)
     event = f"event-{next(_events)}"
-    return crediting.report(who, what, source="city", event_id=event, evidence=evidence)[0]
+    return crediting.report(who, what, source=source, event_id=event, evidence=evidence)[0]
 
 
 def spent(who: str, points: int) -> None:

@@ -69,6 +69,7 @@ def tell(
     minutes: float | None = None,
     event: str | None = None,
     evidence: str = "A",
+    source: str | None = None,
     **attributes: Any,
 ) -> Activity:
     """Report something that happened, in city time, and return what became of it."""
@@ -76,7 +77,11 @@ def tell(
     end = start + timedelta(minutes=minutes) if minutes is not None else None
     what = Report(behaviour, Decimal(str(quantity)), start, end, attributes)
     activity, _ = crediting.report(
-        who, what, source=f"app:{who}", event_id=event or next(events), evidence=evidence
+        who,
+        what,
+        source=source or f"app:{who}",
+        event_id=event or next(events),
+        evidence=evidence,
     )
     return crediting.shown(activity)
 
@@ -751,6 +756,10 @@ REACHED: dict[str, list[dict[str, Any]]] = {
     "boarding_too_soon": [
         {"behaviour": "bus_km", "quantity": 5, "line": "1"},
         {"behaviour": "bus_km", "quantity": 5, "line": "1", "at": "2026-05-20 08:05"},
+    ],
+    "same_trip": [
+        {"behaviour": "bus_km", "quantity": 5},
+        {"behaviour": "bus_km", "quantity": 5, "source": "partner:bus"},
     ],
     "lower_step_total": [{"behaviour": "walk_steps", "quantity": 5_000}] * 2,
     "step_limit": [{"behaviour": "walk_steps", "quantity": 18_001}],

@@ -101,6 +101,11 @@ def twice(world: World) -> Found:
     return world.did("e_invoice", 1, f"{DAY} 09:00", invoice="one")
 
 
+def same_trip(world: World) -> Found:
+    world.did("bike_km", 3, minutes=15)
+    return world.did("bike_km", 3, minutes=15, source="another")
+
+
 def lower_step_total(world: World) -> Found:
     world.did("walk_steps", 9_000)
     return world.did("walk_steps", 8_000, f"{DAY} 09:00")
@@ -228,6 +233,7 @@ CASES: dict[str, Callable[[World], Found]] = {
     "already_credited": twice,
     "overlapping_trip": overlapping,
     "boarding_too_soon": boarding_too_soon,
+    "same_trip": same_trip,
     "lower_step_total": lower_step_total,
     "step_limit": lambda world: world.did("walk_steps", 18_001),
     "day_count_cap": lambda world: world.did("etc_pass", 5),

@@ -104,6 +104,14 @@ class LaterAnswer(StandsAnswer):
     text = fields.String(required=True)
 
 
+class MergedAnswer(ma.Schema):
+    """Records of one trip, or step totals of one day: which one counts, and for which others."""
+
+    into = fields.String(required=True, allow_none=True)
+    # `from` is a word of the language.
+    merged_from = fields.List(fields.String(), required=True, data_key="from", attribute="from")
+
+
 class ExplanationAnswer(ma.Schema):
     """`reduction_mg` and `points` as first credited; `stands` is what is left after `later`."""
 
@@ -118,6 +126,7 @@ class ExplanationAnswer(ma.Schema):
     points = fields.Dict(required=True)
     reduction_mg = fields.Integer(required=True)
     appeal = fields.Dict(required=True, allow_none=True)
+    merged = fields.Nested(MergedAnswer, required=True)
     later = fields.List(fields.Nested(LaterAnswer), required=True)
     stands = fields.Nested(StandsAnswer, required=True)
 

@@ -11,7 +11,7 @@ from accounting import book, clock, links
 from accounting.book import Ask, Decision, Head, Line, Wanted
 from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
-from footprint import reviews, versions
+from footprint import activities, reviews, versions
 from footprint.rules import Report
 from integrations import closing, exports, imports, reversals
 from points import crediting, deciding, feed, holds, passing, restating
@@ -78,13 +78,25 @@ class NoMore(DomainError):
 
 
 def report(
-    resident: str, behaviour: str, quantity: str, at: str, event_id: str, **attributes: Any
+    resident: str,
+    behaviour: str,
+    quantity: str,
+    at: str,
+    event_id: str,
+    source: str | None = None,
+    **attributes: Any,
 ) -> list[Any]:
     what = Report(behaviour, Decimal(quantity), datetime.fromisoformat(at), None, attributes)
     activity, fresh = crediting.report(
-        resident, what, source=f"app:{resident}", event_id=event_id, evidence="A"
+        resident, what, source=source or f"app:{resident}", event_id=event_id, evidence="A"
     )
     return [activity.status, activity.mg, activity.points, fresh]
+
+
+def reverse(activity_id: str) -> str | None:
+    found = activities.by_id(activity_id)
+    assert found is not None
+    return crediting.reverse(found, reason="refund", by="operator").status
 
 
 def credit_parked(resident: str, link_id: str) -> int:
@@ -248,6 +260,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         deposit_for_ever,
         move_many,
         report,
+        reverse,
         credit_parked,
         redeem,
         cancel,
