@@ -14,7 +14,7 @@ from api.problems import Invalid, language
 from api.reports import EVENT_ID, ReasonAnswer, reasons_of
 from footprint.bill_intake import Received, Sent
 from footprint.billing_rules import BillReport, Generation
-from footprint.bills import Bill
+from footprint.bills import Bill, Given
 from points import bill_crediting
 from points.feed import Partner
 
@@ -55,6 +55,8 @@ class BillFields(Schema):
 
 class BillAnswer(ma.Schema):
     """`quantity` in kWh, m3 or tonnes; `reduction_g` and `points` are one resident's share.
+
+    The reader's own; for anybody else the most that campaigns gave one of the household.
 
     `behaviour` is what it is credited as. A bill of a home with solar panels says what they made.
     """
@@ -125,9 +127,10 @@ def _generation(data: dict[str, Any]) -> Generation | None:
     return Generation(**said) if said else None
 
 
-def shown_bill(bill: Bill) -> dict[str, Any]:
-    """A bill as it is answered, in the reader's language."""
+def shown_bill(bill: Bill, reader: str | None = None) -> dict[str, Any]:
+    """A bill as it is answered, in the reader's language; `reader` if it is a resident of it."""
     outcome = bill.outcome(clock.now())
+    given = Given(bill.points) if reader is None else bill.given.get(reader, Given(0))
     answer: dict[str, Any] = {
         "id": bill.id,
         "source_event_id": bill.event_id,
@@ -140,8 +143,8 @@ def shown_bill(bill: Bill) -> dict[str, Any]:
         "estimated": bill.estimated,
         "status": outcome.status,
         "reduction_g": outcome.mg,
-        "points": bill.points,
-        "reasons": reasons_of(outcome.reasons, language()),
+        "points": given.points,
+        "reasons": reasons_of((*outcome.reasons, *given.reasons), language()),
         "emissions_g": bill.emissions_mg,
         "shares": bill.shares,
         "methodology_version": bill.methodology,

@@ -1,7 +1,7 @@
 """All bills of one meter account, and what they mean for each other. Pure.
 
-An account is read once and then answers what a bill overlaps, which one it corrects, and what it is
-worth, also for bills that are only about to be stored. Whoever stores one takes the number after
+An account is read once and then answers what a bill overlaps, what ended it, and what it is worth,
+also for bills that are only about to be stored. Whoever stores one takes the number after
 the last bill seen here, so nothing can have come between the reading and the storing.
 """
 
@@ -35,11 +35,6 @@ class Account:
     @property
     def next_number(self) -> int:
         return self.bills[-1].number + 1 if self.bills else 1
-
-    def sent(self, source: str, event_id: str) -> Bill | None:
-        """What a source sent for this account under an event id."""
-        wanted = (source, event_id)
-        return next((one for one in self.bills if (one.source, one.event_id) == wanted), None)
 
     def ending(self, bill: Bill) -> Bill | None:
         """What corrected a bill or took it back."""

@@ -97,7 +97,9 @@ def receive(
         home = households.by_number(sent.report.carrier, sent.report.account_no)
         if home is None:
             raise AccountNotLinked()
-        return _next(sent, home, _account(home.id), source, received_at, job)
+        corrects = sent.report.corrects
+        earlier = bills.by_event(source, corrects) if corrects else None
+        return _next(sent, earlier, home, _account(home.id), source, received_at, job)
 
     stored, fresh = _store(make, source, sent.event_id)
     if stored.fingerprint != fingerprint(sent.report):
@@ -113,7 +115,9 @@ def receive_many(
     Everything is read in three queries and written in one. When somebody else stored a bill of one
     of the accounts meanwhile, what is left is received one by one.
     """
-    stored = bills.by_events(source, [one.event_id for one in sent])
+    stored = bills.by_events(
+        source, [name for one in sent for name in (one.event_id, one.report.corrects) if name]
+    )
     numbers = {(one.report.carrier, one.report.account_no) for one in sent}
     homes = households.by_numbers(numbers)
     accounts = accounts_of([home.id for home in homes.values()])
@@ -131,7 +135,8 @@ def receive_many(
             home = homes.get((one.report.carrier, one.report.account_no))
             if home is None:
                 raise AccountNotLinked()
-            bill = _next(one, home, accounts[home.id], source, received_at, job)
+            corrected = stored.get(one.report.corrects or "")
+            bill = _next(one, corrected, home, accounts[home.id], source, received_at, job)
         except DomainError as refusal:
             received.append(Received(refusal=refusal))
             continue
@@ -245,20 +250,21 @@ def _plain(quantity: Decimal) -> str:
 
 def _next(
     sent: Sent,
+    corrected: Bill | None,
     home: Household,
     account: Account,
     source: str,
     received_at: datetime,
     job: str | None,
 ) -> Bill:
-    """The bill to store as the account's next, or the refusal."""
+    """The bill to store as the account's next, or the refusal; `corrected` is what it names."""
     report = sent.report
     # What was credited must be corrected even when everybody has left since.
     if not (home.residents or report.corrects):
         raise AccountNotLinked()
-    earlier = _to_correct(report, report.corrects, source, account) if report.corrects else None
+    earlier = _to_correct(report, report.corrects, corrected, account) if report.corrects else None
     for other in account.live(report.period_start, report.period_end):
-        if other is not earlier:
+        if earlier is None or other.id != earlier.id:
             raise BillOverlaps(
                 period_start=other.period_start.isoformat(), period_end=other.period_end.isoformat()
             )
@@ -291,11 +297,10 @@ def _next(
     )
 
 
-def _to_correct(report: BillReport, corrects: str, source: str, account: Account) -> Bill:
-    earlier = account.sent(source, corrects)
+def _to_correct(report: BillReport, corrects: str, earlier: Bill | None, account: Account) -> Bill:
     if earlier is None:
-        if bills.by_event(source, corrects) is None:
-            raise CorrectedBillUnknown(corrects=corrects)
+        raise CorrectedBillUnknown(corrects=corrects)
+    if earlier.household != account.household:
         raise ValidationFailed("/corrects", "Is a bill of another account.", "该账单属于其他户号。")
     if report.estimated and not earlier.estimated:
         raise ValidationFailed(

@@ -9,8 +9,8 @@ A bill is ended by another one that names it in `corrects`, and by one only: a c
 inherits its residents, shares and window, or a row that takes it back and says nothing itself.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -63,7 +63,8 @@ class BillDocument(me.Document):
     state = me.StringField(required=True)
     revision = me.IntField(required=True)
     judgement = me.DictField()
-    points = me.IntField()
+    # By resident: {points, reasons}.
+    given = me.DictField()
     corrected_by = me.StringField()
     # Why and by whom, on a row that takes another one back.
     reason = me.StringField()
@@ -98,8 +99,16 @@ class BillDocument(me.Document):
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """The points one resident got for a share, and what was said about them (a budget ran low)."""
+
+    points: int
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Bill:
-    """One stored bill. `points` are each resident's, 0 once ended; `emissions_mg` is of all.
+    """One stored bill. `given` is by resident, empty once ended; `emissions_mg` is of all.
 
     `window_from` is when the first bill of a chain of corrections arrived; `job` is the file that
     brought it first. `reason` and `by` are of a row that takes back the bill it names in
@@ -128,7 +137,7 @@ class Bill:
     state: str = RECEIVED
     revision: int = 1
     judgement: Judgement | None = None
-    points: int = 0
+    given: Mapping[str, Given] = field(default_factory=dict)
     corrected_by: str | None = None
     reason: str | None = None
     by: str | None = None
@@ -137,6 +146,11 @@ class Bill:
     @property
     def takes_back(self) -> bool:
         return self.reason is not None
+
+    @property
+    def points(self) -> int:
+        """What a share earned; of residents whom campaigns give more, the most."""
+        return max((one.points for one in self.given.values()), default=0)
 
     @property
     def over(self) -> datetime:
@@ -219,7 +233,7 @@ def settle(bills: Sequence[Bill]) -> list[Bill]:
         [
             UpdateOne(
                 {"_id": bill.id, "revision": bill.revision, "corrected_by": None},
-                {"$set": {"state": SETTLED, "points": bill.points}},
+                {"$set": {"state": SETTLED, "given": _given(bill)}},
             )
             for bill in bills
         ],
@@ -252,7 +266,7 @@ def reopen(bill: Bill, reason: str, judgement: Judgement | None = None) -> Bill 
 def end(bill: Bill, by: str) -> Bill | None:
     """Name on a bill the row that ended it; None if the bill was reopened meanwhile."""
     wanted = {"_id": bill.id, "revision": bill.revision, "judgement": {"$ne": None}}
-    return _changed(wanted, {"corrected_by": by, "points": 0})
+    return _changed(wanted, {"corrected_by": by, "given": {}})
 
 
 def by_id(bill_id: str) -> Bill:
@@ -371,7 +385,7 @@ def _changed(wanted: dict[str, Any], change: dict[str, Any]) -> Bill | None:
 
 def _document(bill: Bill) -> storage.Doc:
     document: storage.Doc = {
-        field.name: getattr(bill, field.name) for field in fields(bill) if field.name != "id"
+        one.name: getattr(bill, one.name) for one in fields(bill) if one.name != "id"
     }
     pv = bill.pv
     return {
@@ -382,11 +396,16 @@ def _document(bill: Bill) -> storage.Doc:
         "residents": list(bill.residents),
         "pv": {name: str(kwh) for name, kwh in asdict(pv).items()} if pv else None,
         "judgement": asdict(bill.judgement) if bill.judgement else None,
+        "given": _given(bill),
     }
 
 
+def _given(bill: Bill) -> storage.Doc:
+    return {resident: asdict(one) for resident, one in bill.given.items()}
+
+
 def _bill(document: storage.Doc) -> Bill:
-    held = {field.name: document[field.name] for field in fields(Bill) if field.name != "id"}
+    held = {one.name: document[one.name] for one in fields(Bill) if one.name != "id"}
     kept, pv = held["judgement"], held["pv"]
     return Bill(
         **{
@@ -397,5 +416,9 @@ def _bill(document: storage.Doc) -> Bill:
             "residents": tuple(held["residents"]),
             "pv": Generation(**{name: Decimal(kwh) for name, kwh in pv.items()}) if pv else None,
             "judgement": Judgement(**{**kept, "reasons": tuple(kept["reasons"])}) if kept else None,
+            "given": {
+                resident: Given(one["points"], tuple(one["reasons"]))
+                for resident, one in held["given"].items()
+            },
         }
     )

@@ -9,20 +9,19 @@ entry: residents who were posted before and after a crash get the same share. Bi
 together take the steps together; a single bill is a batch of one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from accounting import book, claims, clock, sweeping
-from accounting.book import Ask, Decision, Entry, Head
-from accounting.errors import AccountBusy
+from accounting.book import Ask, Decision, Entry, Head, Wanted
+from accounting.errors import AccountBusy, DomainError
 from footprint import bill_intake, bills, intake, reviews
 from footprint.activities import SETTLED
 from footprint.bill_intake import Received, Sent
 from footprint.billing_rules import NEEDS_HISTORY, VACANCY, VACANT, BillReport, Judgement
-from footprint.bills import Bill
+from footprint.bills import Bill, Given
 from points import awards, milestones, restating
 from points.wallet import Wallet
 
@@ -31,8 +30,6 @@ SWEEP_MAX = 500
 # A bill is reopened a few times in its life at most: when its history is complete, by its
 # reviewer, by an upheld appeal.
 ATTEMPTS_MAX = 5
-# Residents are independent, and a posting mostly waits for the journal: a few at a time.
-AT_ONCE = 8
 # One credited bill a month and meter account; paying online has its own claim, `meter_month`.
 CLAIM = "bill_month"
 UPHELD = "appeal_upheld"
@@ -65,12 +62,22 @@ def report_many(sent: Sequence[Sent], *, source: str, job: str | None = None) ->
     corrected = {bill.household for bill in left if bill.corrects is not None}
     together = [bill for bill in left if bill.household not in corrected]
     stored |= {bill.id: bill for bill in _advance(together)}
+    refused: dict[str, DomainError] = {}
     for bill in left:
         # Those of the batch that were reopened or corrected meanwhile are among these.
-        stored[bill.id] = resume(stored[bill.id])
-    return [
-        one if one.bill is None else Received(stored[one.bill.id], one.fresh) for one in received
-    ]
+        try:
+            stored[bill.id] = resume(stored[bill.id])
+        except DomainError as refusal:
+            refused[bill.id] = refusal
+    return [_told(one, stored, refused) for one in received]
+
+
+def _told(one: Received, stored: dict[str, Bill], refused: dict[str, DomainError]) -> Received:
+    if one.bill is None:
+        return one
+    if one.bill.id in refused:
+        return Received(refusal=refused[one.bill.id])
+    return Received(stored[one.bill.id], one.fresh)
 
 
 def resume(bill: Bill) -> Bill:
@@ -80,7 +87,10 @@ def resume(bill: Bill) -> Bill:
             return bill
         if bill.corrects is not None:
             _take_back(bill)
-        [bill] = _advance([bill])
+        advanced = _advance([bill])
+        if not advanced:
+            break
+        [bill] = advanced
     raise AccountBusy(retry_after=1)
 
 
@@ -177,35 +187,44 @@ def _wake(households: Iterable[str]) -> None:
 
 
 def _credit(group: list[Bill]) -> list[Bill]:
-    """Judge bills once and post every share of them."""
-    judged = {bill.id: bill for bill in _judged(group)}
-    shares: dict[str, list[Bill]] = {}
-    for bill in judged.values():
+    """Judge bills once and post every share of them; one with a busy resident is left out."""
+    credited = {bill.id: bill for bill in _judged(group)}
+    shares: list[tuple[Bill, str]] = []
+    for bill in credited.values():
         assert bill.judgement is not None
         if VACANCY in bill.judgement.reasons:
             reviews.ask(reviews.VACANCY, bill.id, bill.residents)
-        for resident in bill.residents if bill.judgement.mg else ():
-            shares.setdefault(resident, []).append(bill)
-
-    def post(resident: str) -> list[Bill]:
-        return [
-            replace(bill, points=_post_share(bill, resident).refs["points"])
-            for bill in shares[resident]
-        ]
-
-    for posted in _side_by_side(post, shares):
-        judged |= {bill.id: bill for bill in posted}
-    return list(judged.values())
+        shares += [(bill, resident) for resident in bill.residents if bill.judgement.mg]
+    for (bill, resident), result in zip(shares, _post_shares(shares), strict=True):
+        if isinstance(result, DomainError):
+            credited.pop(bill.id, None)
+        elif bill.id in credited:
+            given = {**credited[bill.id].given, resident: _given(bill, result.entry)}
+            credited[bill.id] = replace(bill, given=given)
+    return list(credited.values())
 
 
-def _side_by_side(
-    post: Callable[[str], list[Bill]], residents: Iterable[str]
-) -> Iterable[list[Bill]]:
-    names = list(residents)
-    if len(names) <= 1:
-        return map(post, names)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(post, names))
+def _given(bill: Bill, entry: Entry) -> Given:
+    assert bill.judgement is not None
+    said = [one for one in entry.refs["reasons"] if one not in bill.judgement.reasons]
+    return Given(entry.refs["points"], tuple(said))
+
+
+def _post_shares(shares: Sequence[tuple[Bill, str]]) -> list[book.Result]:
+    results: list[book.Result] = []
+    for start in range(0, len(shares), book.BATCH_MAX):
+        wanted = [_share(bill, who) for bill, who in shares[start : start + book.BATCH_MAX]]
+        results += book.post_many(wanted)
+    for (_, resident), result in zip(shares, results, strict=True):
+        if not isinstance(result, DomainError):
+            refs, after_mg = result.entry.refs, result.entry.after.get("lifetime_mg", 0)
+            milestones.record(resident, after_mg - refs["mg"], after_mg)
+    return results
+
+
+def _share(bill: Bill, resident: str) -> Wanted:
+    ask = _ask(bill, resident, "earn", bills.entry_key(bill, resident))
+    return Wanted(ask, lambda head, now: _decide(bill, head, now), (bill.period_end,) * 2)
 
 
 def _judged(group: list[Bill]) -> list[Bill]:
@@ -254,16 +273,6 @@ def _claimed(group: Sequence[Bill]) -> list[bool]:
 
 def _month(bill: Bill) -> str:
     return f"{bill.household}\x1f{clock.month_of(bill.period_end)}"
-
-
-def _post_share(bill: Bill, resident: str) -> Entry:
-    entry = book.post(
-        _ask(bill, resident, "earn", bills.entry_key(bill, resident)),
-        lambda head, now: _decide(bill, head, now),
-    ).entry
-    after_mg = entry.after.get("lifetime_mg", 0)
-    milestones.record(resident, after_mg - entry.refs["mg"], after_mg)
-    return entry
 
 
 def _take_back(ending: Bill) -> None:

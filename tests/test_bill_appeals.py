@@ -234,7 +234,7 @@ def test_upheld_and_corrected_at_once_end_in_the_correction(
     [
         Death("footprint.bills:reopen", "before"),
         Death("footprint.bills:reopen", "after"),
-        Death("accounting.book:post", "after"),
+        Death("accounting.book:post_many", "after"),
         Death("footprint.bills:settle", "before"),
         Death("footprint.reviews:carried_out", "before"),
     ],

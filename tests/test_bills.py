@@ -550,7 +550,16 @@ class Killed(Exception):
 
 
 def _killed_at(monkeypatch: pytest.MonkeyPatch, step: str, call: int) -> None:
-    """Let the process die before the given call of a step."""
+    """Let the process die before the given call of a step, or before that share is posted."""
+    if step == "post_many":
+        posting = book.post_many
+
+        def partly(wanted: Any) -> Any:
+            posting(wanted[: call - 1])
+            raise Killed
+
+        monkeypatch.setattr(book, "post_many", partly)
+        return
     module: Any = next(one for one in (Account, bills, bill_crediting) if hasattr(one, step))
     name = step
     original, calls = getattr(module, name), []
@@ -569,9 +578,9 @@ def _killed_at(monkeypatch: pytest.MonkeyPatch, step: str, call: int) -> None:
     [
         ("judge", 1),
         ("freeze", 1),
-        ("_post_share", 1),
-        ("_post_share", 2),
-        ("_post_share", 3),
+        ("post_many", 1),
+        ("post_many", 2),
+        ("post_many", 3),
         ("waiting", 1),
         ("settle", 1),
     ],
@@ -611,7 +620,7 @@ def test_shares_posted_after_a_crash_are_those_posted_before_it(
     live_in(ANNA, BO, CHEN)
     send_history(count=23)
     with monkeypatch.context() as patch:
-        _killed_at(patch, "_post_share", 2)
+        _killed_at(patch, "post_many", 2)
         with pytest.raises(Killed):
             send(bill("2026-04", 240), "e1")
     # April 2024 would move the baseline from 280 to 300.
@@ -627,7 +636,7 @@ def test_shares_posted_after_a_crash_are_those_posted_before_it(
         ("_post_reversal", 1),
         ("_post_reversal", 2),
         ("freeze", 1),
-        ("_post_share", 2),
+        ("post_many", 2),
     ],
 )
 def test_a_correction_cut_off_anywhere_is_finished_once(
@@ -653,7 +662,7 @@ def test_correcting_a_bill_that_was_cut_off_finishes_it_first(
     live_in(ANNA, BO, CHEN)
     send_history(count=24)
     with monkeypatch.context() as patch:
-        _killed_at(patch, "_post_share", 2)
+        _killed_at(patch, "post_many", 2)
         with pytest.raises(Killed):
             send(bill("2026-04", 240), "e1")
     send(bill("2026-04", 270, corrects="e1"), "e2")
@@ -738,3 +747,105 @@ def test_every_reason_a_bill_may_give_has_a_text() -> None:
         "bill_corrected",
     ):
         assert reasons.text(code, "zh") != reasons.text(code, "en")
+
+
+# Many bills together.
+
+
+def requests_made() -> int:
+    """What the server has been asked since it started, by everybody."""
+    status = storage.client().admin.command("serverStatus", metrics=0)
+    return int(status["network"]["numRequests"])
+
+
+def month_of(homes: int) -> list[bill_intake.Sent]:
+    return [
+        bill_intake.Sent(bill("2026-04", 240, account_no=f"H-{number}"), f"april-{number}")
+        for number in range(homes)
+    ]
+
+
+def homes_with_history(homes: int) -> None:
+    for number in range(homes):
+        households.join(f"res_{number}", "electricity", f"H-{number}", 1)
+    history = [
+        bill_intake.Sent(bill(month, 300, account_no=f"H-{number}"), f"{month}-{number}")
+        for month in [clock.add_months("2026-04", -ago) for ago in range(12, 0, -1)]
+        for number in range(homes)
+    ]
+    received = bill_crediting.report_many(history, source=GRID)
+    assert all(one.fresh for one in received)
+
+
+def test_many_bills_take_as_many_round_trips_as_a_few() -> None:
+    homes_with_history(60)
+    before = requests_made()
+    few = bill_crediting.report_many(month_of(5), source=GRID)
+    for_five = requests_made() - before
+    many = bill_crediting.report_many(month_of(60), source=GRID)
+    for_sixty = requests_made() - before - for_five
+    # A milestone is a row and a notification of its own: 29.8 kg pass four of them, each home.
+    told = storage.database().notifications.count_documents({})
+    assert told == 4 * 60
+    assert for_sixty - 55 * 4 * 2 < for_five - 5 * 4 * 2 + 15
+    assert [one.fresh for one in many] == [False] * 5 + [True] * 55
+    assert all(one.bill is not None and one.bill.points == 29_844 for one in few + many)
+    assert points_of("res_59") == 29_844
+
+
+def test_a_bad_bill_among_many_spoils_no_other() -> None:
+    homes_with_history(4)
+    good = month_of(4)
+    bad = [
+        bill_intake.Sent(bill("2026-04", 1, account_no="H-none"), "stranger"),
+        bill_intake.Sent(bill("2026-04", 1, account_no="H-0"), "overlaps"),
+        bill_intake.Sent(bill("2026-05", 1, account_no="H-0"), "not over"),
+        bill_intake.Sent(bill("2026-04", 9, account_no="H-0"), "april-0"),
+        bill_intake.Sent(bill("2026-04", 9, account_no="H-1", corrects="no such"), "corrects"),
+        bill_intake.Sent(bill("2026-04", 9, account_no="H-1", corrects="april-2"), "another's"),
+    ]
+    right = bill_intake.Sent(bill("2026-04", 270, account_no="H-3", corrects="april-3"), "right")
+    received = bill_crediting.report_many([*good, *bad, *good[:1], right], source=GRID)
+    refusals = [one.refusal.code if one.refusal else None for one in received]
+    assert refusals == [
+        *[None] * 4,
+        "account_not_linked",
+        "bill_overlaps",
+        "validation_failed",
+        "source_event_conflict",
+        "corrected_bill_unknown",
+        "validation_failed",
+        None,
+        None,
+    ]
+    assert [one.fresh for one in received if one.bill] == [True] * 4 + [False, True]
+    # 60 and 30 kWh for households of one.
+    assert [points_of(f"res_{number}") for number in range(4)] == [29_844] * 3 + [14_922]
+    assert book.verify().problem is None
+
+
+def test_the_same_many_bills_handed_over_at_once_are_one_credit_each() -> None:
+    homes_with_history(6)
+    results = at_once(8, lambda _: bill_crediting.report_many(month_of(6), source=GRID))
+    stored = {one.bill.id for received in results for one in received if one.bill}
+    assert len(stored) == 6
+    assert sum(one.fresh for received in results for one in received) == 6
+    assert [book.head(f"res_{number}").seq for number in range(6)] == [1] * 6
+    with clock.travel(timedelta(minutes=2)):
+        assert bill_crediting.sweep(clock.now()) == 0
+    assert [points_of(f"res_{number}") for number in range(6)] == [29_844] * 6
+
+
+def test_many_bills_cut_off_between_their_steps_are_finished_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    homes_with_history(6)
+    for step, call in (("freeze", 1), ("post_many", 4), ("waiting", 1), ("settle", 1)):
+        with monkeypatch.context() as patch:
+            _killed_at(patch, step, call)
+            with pytest.raises(Killed):
+                bill_crediting.report_many(month_of(6), source=GRID)
+    with clock.travel(timedelta(minutes=2)):
+        assert bill_crediting.sweep(clock.now()) == 6
+    assert [points_of(f"res_{number}") for number in range(6)] == [29_844] * 6
+    assert [book.head(f"res_{number}").seq for number in range(6)] == [1] * 6

@@ -110,8 +110,9 @@ class Bills(MethodView):
     @blueprint.response(200, page_of(BillAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """What utilities sent for my meters, and what each was credited or not for"""
-        answer = newest(wanted, partial(bills.of_resident, caller().id))
-        return answer | {"items": [shown_bill(_settled(one)) for one in answer["items"]]}
+        me = caller().id
+        answer = newest(wanted, partial(bills.of_resident, me))
+        return answer | {"items": [shown_bill(_settled(one), me) for one in answer["items"]]}
 
 
 @blueprint.route("/v1/me/bills/<bill_id>")
@@ -120,7 +121,7 @@ class OneBill(MethodView):
     @blueprint.response(200, BillAnswer)
     def get(self, bill_id: str) -> dict[str, Any]:
         """One bill of my meters"""
-        return shown_bill(my_bill(bill_id))
+        return shown_bill(my_bill(bill_id), caller().id)
 
 
 @blueprint.route("/v1/operator/bills/<bill_id>/reverse")
