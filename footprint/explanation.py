@@ -16,7 +16,7 @@ from accounting import book, clock, factors
 from accounting.book import Entry, Noted
 from accounting.errors import Language
 from accounting.quantities import MG_PER_G
-from footprint import methodology, reasons, replay, rules, working
+from footprint import methodology, reasons, replay, reviews, rules, working
 from footprint.activities import Activity
 from footprint.bills import Bill
 from footprint.methodology import Behaviour, Methodology, Window
@@ -83,10 +83,6 @@ def of(activity: Activity, entry: Entry | None, language: Language) -> Answer:
     else:
         refusal = refs.get("reasons") or activity.reasons
         steps = working.of_refusal(Fraction(activity.quantity), factor, refusal[0])
-    # The reasons an upheld appeal overruled; without one there is none.
-    appeal = None
-    if "appeal" in refs:
-        appeal = {"appeal_id": refs["appeal"], "overruled": refs["overruled"]}
     facts = _facts(activity, rules_then, behaviour)
     return {
         "inputs": {
@@ -103,14 +99,14 @@ def of(activity: Activity, entry: Entry | None, language: Language) -> Answer:
         "outcome": _outcome(activity.status_at(clock.now()), activity.reasons, facts, language),
         "evidence": {
             "class": activity.evidence,
-            "why": _why(activity.evidence, appeal is not None, language),
+            "why": _why(activity.evidence, "appeal" in refs, language),
             "accepted": sorted(behaviour.accepts),
             "bank_grade": refs.get("bank_grade", False),
         },
         **_working(steps, [factor], rules_then, behaviour, language),
         "caps": _caps(rules_then, behaviour, refs),
         "reduction_mg": refs.get("mg", 0),
-        "appeal": appeal,
+        "appeal": _appeal(reviews.APPEAL, activity.id, refs),
         "merged": {"into": activity.merged_into, "from": list(activity.merged_from)},
         **_later(activity.resident, entry, language),
     }
@@ -153,7 +149,7 @@ def of_share(bill: Bill, resident: str, entry: Entry | None, language: Language)
         **_working(steps, [working.factor_of(behaviour)], rules_then, behaviour, language),
         "caps": _caps(rules_then, behaviour, refs),
         "reduction_mg": refs.get("mg", 0),
-        "appeal": None,
+        "appeal": _appeal(reviews.BILL_APPEAL, bill.id, refs),
         "merged": {"into": None, "from": []},
         **_later(resident, entry, language),
     }
@@ -241,6 +237,20 @@ def _outcome(
             }
             for code in codes
         ],
+    }
+
+
+def _appeal(kind: str, subject: str, refs: Mapping[str, Any]) -> Answer | None:
+    """The appeal about it with what was decided and why; None if nobody appealed."""
+    review = reviews.of_subject(kind, subject)
+    if review is None:
+        return None
+    return {
+        "appeal_id": review.id,
+        "status": reviews.APPEAL_WORDS[review.status],
+        "due_on": review.due_on.isoformat(),
+        "reason": review.reason,
+        "overruled": list(refs.get("overruled", ())),
     }
 
 

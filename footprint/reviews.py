@@ -19,6 +19,8 @@ from accounting.ids import new_id
 
 PHOTOS, VACANCY, APPEAL, BILL_APPEAL = "photos", "vacancy", "appeal", "bill_appeal"
 OPEN, ACCEPTED, REFUSED, WITHDRAWN = "open", "accepted", "refused", "withdrawn"
+# An appeal is told in its own words.
+APPEAL_WORDS = {OPEN: "open", ACCEPTED: "upheld", REFUSED: "refused", WITHDRAWN: "withdrawn"}
 # Appeals are a work list of their own.
 REVIEWS, APPEALS = "reviews", "appeals"
 QUEUES = {PHOTOS: REVIEWS, VACANCY: REVIEWS, APPEAL: APPEALS, BILL_APPEAL: APPEALS}

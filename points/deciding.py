@@ -61,13 +61,13 @@ def appeal(activity: Activity, text: str) -> tuple[Review, bool]:
     and `NotAppealable`.
     """
     return _appeal(
-        reviews.APPEAL, activity.id, activity.resident, text, allowed=_appealable(activity)
+        reviews.APPEAL, activity.id, activity.resident, text, allowed=appealable(activity)
     )
 
 
 def appeal_bill(bill: Bill, resident: str, text: str) -> tuple[Review, bool]:
     """Appeal that a bill was not credited, for the whole household; see `appeal`."""
-    return _appeal(reviews.BILL_APPEAL, bill.id, resident, text, allowed=_bill_appealable(bill))
+    return _appeal(reviews.BILL_APPEAL, bill.id, resident, text, allowed=bill_appealable(bill))
 
 
 def _appeal(
@@ -137,14 +137,14 @@ def sweep(now: datetime) -> int:
     return sweeping.each("decision", left, finish)
 
 
-def _appealable(activity: Activity) -> bool:
+def appealable(activity: Activity) -> bool:
     """Caps and reversals cannot be appealed, nor what a reviewer still looks at."""
     return activity.status in APPEALABLE and photos.AWAITING not in activity.reasons
 
 
 def _check_uphold(activity: Activity, despite: str | None) -> None:
     """Refuse what cannot be upheld before it is recorded as decided."""
-    if not _appealable(activity):
+    if not appealable(activity):
         raise NotAppealable()
     behaviour = methodology.version(activity.methodology).behaviours[activity.behaviour]
     if behaviour.from_bills or not behaviour.enabled:
@@ -156,7 +156,7 @@ def _check_uphold(activity: Activity, despite: str | None) -> None:
             raise ClaimHeld(holder=holder)
 
 
-def _bill_appealable(bill: Bill) -> bool:
+def bill_appealable(bill: Bill) -> bool:
     """What earned nothing, unless something else than an appeal comes next for it."""
     assert bill.judgement is not None, "a bill is judged before it is shown"
     if bill.corrected_by is not None or bill.judgement.status != "recorded":
@@ -165,7 +165,7 @@ def _bill_appealable(bill: Bill) -> bool:
 
 
 def _check_uphold_bill(bill: Bill) -> None:
-    if not _bill_appealable(bill):
+    if not bill_appealable(bill):
         raise NotAppealable()
     if bill_crediting.worth_if_upheld(bill) == 0:
         raise NotCreditable()

@@ -11,7 +11,7 @@ from accounting.quantities import MG_PER_G
 from footprint import activities, bills, explanation, working
 from footprint.activities import Activity
 from footprint.bills import Bill
-from points import earning
+from points import deciding, earning
 from points.earning import Part
 
 _SAYS: Final[dict[Language, str]] = {
@@ -33,14 +33,17 @@ _NONE: Final[dict[Language, str]] = {"zh": "没有积分。", "en": "No points."
 def of_activity(activity: Activity, language: Language) -> dict[str, Any]:
     """How the grams and points of a settled activity came about."""
     entry = activities.entry(activity)
-    return explanation.of(activity, entry, language) | {"points": _points(entry, language)}
+    told = explanation.of(activity, entry, language)
+    may = told["appeal"] is None and deciding.appealable(activity)
+    return told | {"points": _points(entry, language), "appealable": may}
 
 
 def of_share(bill: Bill, resident: str, language: Language) -> dict[str, Any]:
     """How a resident's share of a settled bill came about."""
     entry = book.by_key(resident, bills.entry_key(bill, resident))
     told = explanation.of_share(bill, resident, entry, language)
-    return told | {"points": _points(entry, language)}
+    may = told["appeal"] is None and deciding.bill_appealable(bill)
+    return told | {"points": _points(entry, language), "appealable": may}
 
 
 def _points(entry: Entry | None, language: Language) -> dict[str, Any]:

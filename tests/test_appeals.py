@@ -212,7 +212,10 @@ def test_upheld_it_is_credited_with_the_date_it_happened_on(me: Caller, operator
         ("bike_km", 97_400, 1), ("bus_km", 269_000, 1),
     ]  # fmt: skip
     explained = me.get(f"/v1/activities/{ride.id}/explanation").get_json()
-    assert explained["appeal"] == {"appeal_id": appeal_id, "overruled": ["overlapping_trip"]}
+    assert explained["appeal"] == {
+        "appeal_id": appeal_id, "status": "upheld", "due_on": "2026-06-09",
+        "reason": "ticket seen", "overruled": ["overlapping_trip"],
+    }  # fmt: skip
     assert (explained["reduction_mg"], explained["points"]["points"]) == (97_400, 97)
     assert explained["steps"][-1]["result"] == "97400"
     assert book.verify(checks=[consistent]).problem is None

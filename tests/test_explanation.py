@@ -320,10 +320,20 @@ def test_an_upheld_appeal_shows_what_it_overruled(me: Caller) -> None:
     ride = did(me.id, "bike_km", 2, f"{DAY} 08:20", minutes=10, evidence="B")
     refused = explained(me, ride)
     assert working(refused) == [("quantity", "2"), ("overlapping_trip", "0")]
+    assert (refused["appealable"], refused["appeal"]) == (True, None)
     appeal, _ = deciding.appeal(ride, "I changed to the bicycle.")
+    waits = explained(me, ride)
+    assert (waits["appealable"], waits["appeal"]["status"]) == (False, "open")
+    assert waits["appeal"]["due_on"] == "2026-06-09"
     deciding.decide(appeal, Decision(True, "seen", "op"))
     told = explained(me, ride)
-    assert told["appeal"] == {"appeal_id": appeal.id, "overruled": ["overlapping_trip"]}
+    assert told["appeal"] == {
+        "appeal_id": appeal.id,
+        "status": "upheld",
+        "due_on": "2026-06-09",
+        "reason": "seen",
+        "overruled": ["overlapping_trip"],
+    }
     assert told["reduction_mg"] == 97_400
 
 

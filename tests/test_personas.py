@@ -494,6 +494,38 @@ def test_a_household_of_three_saves_power_gas_and_water(demo: Flask) -> None:
 
 
 @pytest.mark.usefixtures("_books_hold")
+def test_a_home_with_panels_is_credited_for_what_it_makes_and_uses(demo: Flask) -> None:
+    """Two people; in May the panels made 410 kWh, 250 went out, 40 are under a certificate.
+
+    160 kWh used at home less 40 are 120: 60 x 497.4 = 29,844 g each. The 95 kWh of the grid are
+    emitted: 47.5 x 497.4 = 23,626.5 g.
+    """
+    with at("2026-06-05 12:00"):
+        me, city = resident(demo), partner(demo, carriers=["electricity"])
+        meter = {"carrier": "electricity", "account_no": "sun", "members": 2}
+        assert me.post("/v1/me/households", meter).status_code == 201
+        may = {
+            "carrier": "electricity",
+            "account_no": "sun",
+            "estimated": False,
+            "period_start": "2026-05-01",
+            "period_end": "2026-05-31",
+            "quantity": 95,
+            "source_event_id": "may",
+            "pv_generated_kwh": 410,
+            "pv_exported_kwh": 250,
+            "pv_certified_kwh": 40,
+        }
+        answer = city.post("/v1/feeds/bills", {"bills": [may]}).get_json()
+        assert [result["status_code"] for result in answer["results"]] == [201]
+        assert month(me, "2026-05") == {"rooftop_pv_self_use": (Decimal(29_844), 29_844)}
+        told = me.get("/v1/me/summary?from=2026-05-01&to=2026-05-31").get_json()
+        assert told["by_carrier"] == {"electricity": Decimal("23626.5")}
+        [bill] = me.get("/v1/me/bills").get_json()["items"]
+        machine.check(me.get(f"/v1/me/bills/{bill['id']}/explanation").get_json())
+
+
+@pytest.mark.usefixtures("_books_hold")
 def test_a_leap_day_is_a_day_of_its_own(demo: Flask) -> None:
     """5.2 km by bus, 139.88 g, on 28 and 29 February 2024 and on 1 March; eight times on the 29th.
 

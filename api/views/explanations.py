@@ -12,7 +12,7 @@ from api.problems import language
 from api.security import RESIDENT, caller, door
 from api.views.activities import mine
 from api.views.households import my_bill
-from footprint import working
+from footprint import reviews, working
 from points import explaining
 
 EXACT = {"description": "An exact number as text: `5.2`, or a fraction like `620/29`."}
@@ -88,6 +88,18 @@ class EvidenceAnswer(ma.Schema):
     bank_grade = fields.Boolean(required=True)
 
 
+class ExplainedAppealAnswer(ma.Schema):
+    """`overruled` are the reasons that an upheld appeal set aside."""
+
+    appeal_id = fields.String(required=True)
+    status = fields.String(
+        required=True, validate=validate.OneOf(list(reviews.APPEAL_WORDS.values()))
+    )
+    due_on = fields.String(required=True)
+    reason = fields.String(required=True, allow_none=True)
+    overruled = fields.List(fields.String(), required=True)
+
+
 class StandsAnswer(ma.Schema):
     reduction_mg = fields.Integer(required=True)
     points = fields.Integer(required=True)
@@ -125,7 +137,8 @@ class ExplanationAnswer(ma.Schema):
     rounding = fields.String(required=True)
     points = fields.Dict(required=True)
     reduction_mg = fields.Integer(required=True)
-    appeal = fields.Dict(required=True, allow_none=True)
+    appealable = fields.Boolean(required=True)
+    appeal = fields.Nested(ExplainedAppealAnswer, required=True, allow_none=True)
     merged = fields.Nested(MergedAnswer, required=True)
     later = fields.List(fields.Nested(LaterAnswer), required=True)
     stands = fields.Nested(StandsAnswer, required=True)

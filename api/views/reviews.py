@@ -34,14 +34,7 @@ AHEAD_MAX = timedelta(minutes=5)
 TEXT = validate.Length(1, 2_000)
 REASON = validate.Length(1, 500)
 STATUSES = (reviews.OPEN, reviews.ACCEPTED, reviews.REFUSED, reviews.WITHDRAWN)
-# An appeal is told in its own words.
-APPEAL_STATUSES = {
-    "open": reviews.OPEN,
-    "upheld": reviews.ACCEPTED,
-    "refused": reviews.REFUSED,
-    "withdrawn": reviews.WITHDRAWN,
-}
-APPEAL_STATUS_OF = {status: name for name, status in APPEAL_STATUSES.items()}
+APPEAL_STATUSES = {word: status for status, word in reviews.APPEAL_WORDS.items()}
 
 _BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
 _UPLOAD = {
@@ -356,7 +349,7 @@ def _appeal(review: Review) -> dict[str, Any]:
     return {
         "appeal_id": review.id,
         subject: review.subject,
-        "status": APPEAL_STATUS_OF[review.status],
+        "status": reviews.APPEAL_WORDS[review.status],
         "text": review.text,
         "opened_at": review.opened_at,
         "due_on": review.due_on,
