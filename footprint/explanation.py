@@ -297,10 +297,10 @@ def _later(resident: str, entry: Entry | None, language: Language) -> Answer:
     """What later entries changed about this one, and what stands after them."""
     if entry is None or entry.cap_day is None:
         return {"later": [], "stands": {"reduction_mg": 0, "points": 0}}
-    day = date.fromisoformat(entry.cap_day)
-    last = clock.last_day(entry.cap_day[:7])
-    found = {one.seq: one for one in (*book.on_days(resident, day, day),
-                                      *book.on_days(resident, last, last))}  # fmt: skip
+    day, last = date.fromisoformat(entry.cap_day), clock.last_day(entry.cap_day[:7])
+    # A reversal and a better record are of the day itself, restatements of the end of its month.
+    near = (*book.on_days(resident, day, day), *book.on_days(resident, last, last))
+    found = {one.seq: one for one in near}
     mg, points = entry.refs["mg"], entry.refs["points"]
     later = []
     for seq in sorted(seq for seq in found if seq > entry.seq):

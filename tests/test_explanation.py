@@ -363,6 +363,25 @@ def test_a_reversed_activity_shows_how_it_was_credited_and_that_nothing_stands(m
     assert told["outcome"]["reasons"][0]["code"] == "reversed"
 
 
+def test_a_trip_told_twice_shows_what_became_of_each_record(me: Caller) -> None:
+    """By phone 3 km, 146.1 g; the dock says 3.2 km, 155.84 g; a watch has nothing better."""
+    ride = {"minutes": 15, "evidence": "B", "source": "app"}
+    phone = did(me.id, "bike_km", 3, f"{DAY} 00:05", **ride)
+    dock = did(me.id, "bike_km", "3.2", f"{DAY} 00:04", minutes=16, source="dock")
+    first, second = (explained(me, activities.by_id(one.id) or one) for one in (phone, dock))
+    [change] = first["later"]
+    assert (change["kind"], change["reduction_mg"], change["points"]) == ("replace", -146_100, -146)
+    assert first["stands"] == {"reduction_mg": 0, "points": 0}
+    assert first["merged"] == {"into": dock.id, "from": []}
+    assert first["outcome"]["status"] == "merged"
+    assert (second["reduction_mg"], second["merged"]["from"]) == (155_840, [phone.id])
+    weaker = did(me.id, "bike_km", 3, f"{DAY} 00:06", **ride | {"source": "watch"})
+    told = explained(me, weaker)
+    assert working(told) == [("quantity", "3"), ("same_trip", "0")]
+    crediting.reverse(dock, reason="refund", by="dock")
+    assert explained(me, activities.by_id(dock.id) or dock)["stands"]["reduction_mg"] == 0
+
+
 def test_a_restated_activity_shows_the_difference_and_its_version(me: Caller) -> None:
     """26.9 to 30.0 g/km: 5.2 km are 139,880 mg and then 156,000 mg; 139 and then 156 points."""
     ride = did(me.id, "bus_km", "5.2", "2026-05-19 08:00")
