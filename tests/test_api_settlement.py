@@ -4,12 +4,13 @@ import csv
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from io import StringIO
+from io import BytesIO, StringIO
 from typing import Any
 
 import pytest
 from callers import Caller, machine, said
 from flask import Flask
+from pypdf import PdfReader
 from shop import Shop, open_shop, rich_resident
 
 from accounting import clients, clock, jobs, tokens
@@ -92,6 +93,13 @@ def test_a_closed_period_is_a_statement_in_json_and_csv(shop: Shop) -> None:
         assert [(row["kind"], row["fen"]) for row in last] == [
             ("fee", "0"), ("brought_forward", "0"), ("total", "100"),
         ]  # fmt: skip
+        for language, title in (("zh", "商户结算单"), ("en", "Merchant statement")):
+            headers = {"Accept": "application/pdf", "Accept-Language": language}
+            paper = shop.till.get(f"{STATEMENTS}/{listed['id']}", headers=headers)
+            assert paper.mimetype == "application/pdf"
+            shown = PdfReader(BytesIO(paper.data)).pages[0].extract_text()
+            assert title in shown
+            assert "¥1.00" in shown
         other = shop.till.get(f"{STATEMENTS}/{listed['id']}", headers={"Accept": "image/png"})
         assert said(other) == (406, "not_acceptable")
         path = f"/v1/operator/statements/{listed['id']}"

@@ -12,12 +12,14 @@ from marshmallow import fields, validate
 
 from accounting import audit, clock
 from accounting.errors import NotFound
+from api.documents import PDF
 from api.idempotency import idempotent
 from api.numbers import CityDay, Instant, Schema, Whole
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, newest, page, page_of, place
 from api.problems import NotAcceptable, language
 from api.security import MERCHANT, OPERATOR, caller, door
+from api.statement_pdf import statement_pdf
 from api.tables import CSV, csv_text
 from points import terms
 from rewards import catalogue, disputes, settlement, takings
@@ -181,7 +183,10 @@ class CorrectedAnswer(ma.Schema):
 
 
 # What a statement may be asked for as.
-FORMS: dict[str, dict[str, Any]] = {CSV: {"schema": {"type": "string"}}}
+FORMS: dict[str, dict[str, Any]] = {
+    CSV: {"schema": {"type": "string"}},
+    PDF: {"schema": {"type": "string", "format": "binary"}},
+}
 
 
 @blueprint.route("/v1/merchant/statements")
@@ -202,7 +207,7 @@ class OneStatement(MethodView):
     @blueprint.response(200, WholeStatementAnswer)
     @blueprint.doc(responses={200: {"content": FORMS}})
     def get(self, statement_id: str) -> Any:
-        """One statement, JSON or CSV by the Accept header"""
+        """One statement, JSON, CSV or PDF by the Accept header"""
         return _answer(settlement.statement(statement_id, caller().id))
 
 
@@ -234,7 +239,7 @@ class Payout(MethodView):
     @door(OPERATOR, area="rewards")
     @refuses("settlement_underway")
     @blueprint.response(200, description="One line a merchant, and a last one with the sum")
-    @blueprint.doc(responses={200: {"content": FORMS}})
+    @blueprint.doc(responses={200: {"content": {CSV: FORMS[CSV]}}})
     def get(self, number: str) -> Response:
         """What the bank is to pay for a period, as CSV"""
         if not number.isdecimal() or not number.isascii() or len(number) > NUMBER_DIGITS_MAX:
@@ -256,7 +261,7 @@ class OperatorStatement(MethodView):
     @blueprint.response(200, WholeStatementAnswer)
     @blueprint.doc(responses={200: {"content": FORMS}})
     def get(self, statement_id: str) -> Any:
-        """Any merchant's statement, JSON or CSV by the Accept header"""
+        """Any merchant's statement, JSON, CSV or PDF by the Accept header"""
         return _answer(settlement.statement(statement_id))
 
 
@@ -349,6 +354,8 @@ def _answer(statement: Statement) -> Any:
         raise NotAcceptable()
     if wanted == CSV:
         return _csv(_CSV_HEADER, _csv_rows(statement), f"{statement.id}.csv")
+    if wanted == PDF:
+        return _file(statement_pdf(statement, language()), PDF, f"{statement.id}.pdf")
     content = statement.content
     dispute = disputes.of_statement(statement.id)
     return {
@@ -398,6 +405,10 @@ def _csv_rows(statement: Statement) -> Iterator[tuple[Any, ...]]:
 
 
 def _csv(header: tuple[str, ...], rows: Any, name: str) -> Response:
-    answer = Response(csv_text(header, rows), mimetype=CSV)
+    return _file(csv_text(header, rows), CSV, name)
+
+
+def _file(content: str | bytes, kind: str, name: str) -> Response:
+    answer = Response(content, mimetype=kind)
     answer.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return answer
