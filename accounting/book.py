@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import bson
 from bson.raw_bson import RawBSONDocument
 from pymongo import IndexModel
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, storage
 from accounting.errors import AccountBusy, DomainError, KeyReused
@@ -33,7 +33,6 @@ BATCH_ROUNDS_MAX = 3
 BATCH_MAX = 5_000
 # Day ranges that one query of a batch tells apart; beyond, they are read as one.
 RANGES_MAX = 50
-DUPLICATE = 11_000
 _BY_DAY = [("account", 1), ("cap_day", 1)]
 LINES_PER_ENTRY_MAX = 400
 _PAUSE_S = 0.004
@@ -380,19 +379,8 @@ def _answered(wanted: Sequence[Wanted], places: list[int], results: dict[int, Re
 
 
 def _insert(documents: list[RawBSONDocument], *, ordered: bool) -> list[int]:
-    """Insert entries; returns the places of those written. Ordered, it stops at the first lost."""
-    if not documents:
-        return []
-    try:
-        _collection().insert_many(documents, ordered=ordered)
-    except BulkWriteError as error:
-        details = error.details
-        lost = {one["index"] for one in details["writeErrors"] if one["code"] == DUPLICATE}
-        if len(lost) < len(details["writeErrors"]) or details["writeConcernErrors"]:
-            raise
-        end = min(lost) if ordered else len(documents)
-        return [place for place in range(end) if place not in lost]
-    return list(range(len(documents)))
+    """Insert entries; returns the places of those written."""
+    return storage.insert_new(_collection(), documents, ordered=ordered)
 
 
 class _DaysRead:

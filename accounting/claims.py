@@ -7,14 +7,14 @@ when the last one that held it has let go.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import mongoengine as me
+from pymongo import UpdateOne
 from pymongo.collection import Collection
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, storage, vault
-
-_DUPLICATE = 11_000
 
 
 @storage.indexed
@@ -48,29 +48,46 @@ def take(kind: str, value: str, owner: str, holder: str | None = None) -> str:
     return owner
 
 
-def take_many(kind: str, wanted: Sequence[tuple[str, str]]) -> list[str]:
-    """Take claims of one kind, `(value, owner)` each, in one write; their owners, in order."""
-    if not wanted:
-        return []
-    claims, now = _collection(), clock.now()
-    names = [_name(kind, value) for value, _ in wanted]
-    rows = [
-        {"_id": name, "owner": owner, "holders": [owner], "taken_at": now}
-        for name, (_, owner) in zip(names, wanted, strict=True)
+class Wish(NamedTuple):
+    """What is to be claimed, in whose name, and what for; see `take`."""
+
+    kind: str
+    value: str
+    owner: str
+    holder: str | None = None
+
+
+def take_many(wishes: Sequence[Wish]) -> list[str]:
+    """Take many claims in a fixed number of round trips; their owners as `take` returns them."""
+    now = clock.now()
+    names = [_name(wish.kind, wish.value) for wish in wishes]
+    rows: dict[tuple[str, str], storage.Doc] = {}
+    for name, wish in zip(names, wishes, strict=True):
+        row = {"_id": name, "owner": wish.owner, "holders": [], "taken_at": now}
+        rows.setdefault((name, wish.owner), row)["holders"].append(wish.holder or wish.owner)
+    new = list(rows.values())
+    taken = set(storage.insert_new(_collection(), new))
+    there = [row for place, row in enumerate(new) if place not in taken]
+    if not there:
+        return [wish.owner for wish in wishes]
+    _collection().bulk_write(
+        [
+            UpdateOne(
+                {"_id": row["_id"], "owner": row["owner"]},
+                {"$addToSet": {"holders": {"$each": row["holders"]}}},
+            )
+            for row in there
+        ],
+        ordered=False,
+    )
+    found = _collection().find({"_id": {"$in": [row["_id"] for row in there]}}, {"owner": 1})
+    held = {row["_id"]: str(row["owner"]) for row in found}
+    lost = {(row["_id"], row["owner"]) for row in there}
+    return [
+        # Released between the calls: whoever asks next may have it; this ask was second.
+        held.get(name, "") if (name, wish.owner) in lost else wish.owner
+        for name, wish in zip(names, wishes, strict=True)
     ]
-    try:
-        claims.insert_many(rows, ordered=False)
-    except BulkWriteError as error:
-        wrong = error.details["writeErrors"]
-        if any(one["code"] != _DUPLICATE for one in wrong) or error.details["writeConcernErrors"]:
-            raise
-        held = {one["_id"]: one["owner"] for one in claims.find({"_id": {"$in": names}})}
-        refused = {one["index"] for one in wrong}
-        return [
-            str(held.get(name, "")) if place in refused else wanted[place][1]
-            for place, name in enumerate(names)
-        ]
-    return [owner for _, owner in wanted]
 
 
 def holder(kind: str, value: str) -> str | None:
@@ -79,12 +96,15 @@ def holder(kind: str, value: str) -> str | None:
     return str(held["owner"]) if held else None
 
 
-def release(holder: str) -> None:
-    """Let go of every claim of a holder; one that nobody holds any more is free. Safe to repeat."""
-    claims = _collection()
-    names = [held["_id"] for held in claims.find({"holders": holder}, {"_id": 1})]
+def release(*holders: str) -> None:
+    """Let go of every claim of the holders; one that nobody holds any more is free.
+
+    Safe to repeat.
+    """
+    claims, whose = _collection(), {"$in": list(holders)}
+    names = [held["_id"] for held in claims.find({"holders": whose}, {"_id": 1})]
     if names:
-        claims.update_many({"_id": {"$in": names}}, {"$pull": {"holders": holder}})
+        claims.update_many({"_id": {"$in": names}}, {"$pull": {"holders": whose}})
         # Whoever took it in between holds it.
         claims.delete_many({"_id": {"$in": names}, "holders": []})
 

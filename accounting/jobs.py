@@ -231,10 +231,7 @@ def fail(job: Job, why: str) -> None:
 
 def note_errors(rows: list[dict[str, Any]]) -> None:
     """Keep refused rows; a row noted before is kept once."""
-    for row in rows:
-        _errors().update_one(
-            {"job": row["job"], "row": row["row"]}, {"$setOnInsert": row}, upsert=True
-        )
+    storage.insert_new(_errors(), rows)
 
 
 def errors(job_id: str) -> Iterator[dict[str, Any]]:

@@ -7,20 +7,20 @@ sweep finds what no nudge reached.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import mongoengine as me
 from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, storage
 from accounting.ids import new_id
 
 log = logging.getLogger(__name__)
 
+NUDGES_MAX = 50
 SERVICE, MARKETING = "service", "marketing"
 
 _nudge: Callable[[str], None] | None = None
@@ -92,28 +92,52 @@ def leave(
     deep_link: str,
 ) -> bool:
     """Leave one notification; False when the same was left before."""
+    notice = Notice(resident, dedupe, type, category, title, body, deep_link)
+    return leave_many([notice]) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What is to be told to whom; the same `dedupe` tells a resident once."""
+
+    resident: str
+    dedupe: str
+    type: str
+    category: str
+    title: Mapping[str, str]
+    body: Mapping[str, str]
+    deep_link: str
+
+
+def leave_many(notices: Sequence[Notice]) -> int:
+    """Leave notifications in one round trip; returns how many were not there before.
+
+    Of very many only the first are nudged: the sweep takes the rest in its own time.
+    """
     now = clock.now()
-    row: storage.Doc = {
+    rows = [_row(notice, now) for notice in notices]
+    left = storage.insert_new(collection(), rows)
+    for place in left[:NUDGES_MAX]:
+        if _nudge is not None:
+            _nudge(rows[place]["_id"])
+    return len(left)
+
+
+def _row(notice: Notice, now: datetime) -> storage.Doc:
+    return {
         "_id": new_id("ntf"),
-        "resident": resident,
-        "dedupe": dedupe,
-        "type": type,
-        "category": category,
-        "title": dict(title),
-        "body": dict(body),
-        "deep_link": deep_link,
+        "resident": notice.resident,
+        "dedupe": notice.dedupe,
+        "type": notice.type,
+        "category": notice.category,
+        "title": dict(notice.title),
+        "body": dict(notice.body),
+        "deep_link": notice.deep_link,
         "created_at": now,
         "read_at": None,
         "next_attempt_at": now,
         "delivery": "queued",
     }
-    try:
-        collection().insert_one(row)
-    except DuplicateKeyError:
-        return False
-    if _nudge is not None:
-        _nudge(row["_id"])
-    return True
 
 
 def by_id(notification_id: str) -> Notification | None:

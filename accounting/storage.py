@@ -15,7 +15,7 @@ from pymongo.collection import Collection
 from pymongo.command_cursor import CommandCursor
 from pymongo.cursor import Cursor
 from pymongo.database import Database
-from pymongo.errors import ConfigurationError
+from pymongo.errors import BulkWriteError, ConfigurationError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.uri_parser import parse_uri
@@ -23,6 +23,7 @@ from pymongo.write_concern import WriteConcern
 
 DEFAULT_DATABASE = "tanhui"
 SERVER_SELECTION_MS = 3_000
+_DUPLICATE = 11_000
 
 Doc = dict[str, Any]
 
@@ -136,6 +137,25 @@ class AppendOnly:
 
     def watch(self, **options: Any) -> "CollectionChangeStream[Doc]":
         return self._collection.watch(**options)
+
+
+def insert_new(collection: Any, documents: Sequence[Any], *, ordered: bool = False) -> list[int]:
+    """Insert what is not there yet, in one round trip; returns the places of what was written.
+
+    Ordered, it stops at the first that is there already.
+    """
+    if not documents:
+        return []
+    try:
+        collection.insert_many(documents, ordered=ordered)
+    except BulkWriteError as error:
+        wrong = error.details["writeErrors"]
+        there = {one["index"] for one in wrong if one["code"] == _DUPLICATE}
+        if len(there) < len(wrong) or error.details["writeConcernErrors"]:
+            raise
+        end = min(there) if ordered else len(documents)
+        return [place for place in range(end) if place not in there]
+    return list(range(len(documents)))
 
 
 def indexed(document: D) -> D:

@@ -32,9 +32,10 @@ def take_rows(partner: Partner, raw: Sequence[Any], job: str | None = None) -> l
     """
     results: list[Taken | None] = []
     rows: list[Row] = []
+    schema = RowFields()
     for one in raw:
         try:
-            data = RowFields().load(one)
+            data = schema.load(one)
         except ma.ValidationError as error:
             results.append(Taken(refusal=Invalid.of(error)))
             continue

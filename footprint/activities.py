@@ -6,12 +6,13 @@ a copy of its outcome for reading.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 import mongoengine as me
+from pymongo import UpdateOne
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
@@ -165,11 +166,8 @@ def receive(fact: Activity) -> tuple[Activity, bool]:
 
     Raises `SourceEventConflict` when the same source sent this event id with other content.
     """
-    document = {name: getattr(fact, name) for name in fact.__slots__ if name != "id"}
-    document = {"_id": fact.id, **document}
-    document |= {"reasons": list(fact.reasons), "merged_from": list(fact.merged_from)}
     try:
-        _collection().insert_one(document)
+        _collection().insert_one(_document(fact))
     except DuplicateKeyError:
         earlier = _collection().find_one({"source": fact.source, "event_id": fact.event_id})
         assert earlier is not None, "activities are never deleted"
@@ -177,6 +175,36 @@ def receive(fact: Activity) -> tuple[Activity, bool]:
             raise SourceEventConflict(source_event_id=fact.event_id) from None
         return _activity(earlier), False
     return fact, True
+
+
+def receive_many(facts: Sequence[Activity]) -> list[tuple[Activity, bool] | SourceEventConflict]:
+    """Store facts once in two round trips; what `receive` returns or raises for each, in order."""
+    fresh = set(storage.insert_new(_collection(), [_document(fact) for fact in facts]))
+    there = [fact for place, fact in enumerate(facts) if place not in fresh]
+    earlier = {
+        (source, event_id): activity
+        for source in {fact.source for fact in there}
+        for event_id, activity in by_events(
+            source, [fact.event_id for fact in there if fact.source == source]
+        ).items()
+    }
+    results: list[tuple[Activity, bool] | SourceEventConflict] = []
+    for place, fact in enumerate(facts):
+        if place in fresh:
+            results.append((fact, True))
+            continue
+        stored = earlier[fact.source, fact.event_id]
+        same = stored.fingerprint == fact.fingerprint
+        results.append(
+            (stored, False) if same else SourceEventConflict(source_event_id=fact.event_id)
+        )
+    return results
+
+
+def _document(fact: Activity) -> storage.Doc:
+    document = {name: getattr(fact, name) for name in fact.__slots__ if name != "id"}
+    document |= {"reasons": list(fact.reasons), "merged_from": list(fact.merged_from)}
+    return {"_id": fact.id, **document}
 
 
 def settle(activity: Activity, outcome: Outcome) -> Activity:
@@ -192,26 +220,43 @@ def settle(activity: Activity, outcome: Outcome) -> Activity:
         earlier["state"] = RECEIVED
     else:
         earlier["$or"] = [{"seq": None}, {"seq": {"$lte": outcome.seq}}]
-    found = _copies().find_one_and_update(
-        earlier,
-        {
-            "$set": {
-                "state": SETTLED,
-                "status": outcome.status,
-                "reasons": list(outcome.reasons),
-                "mg": outcome.mg,
-                "points": outcome.points,
-                "mature_at": outcome.mature_at,
-                "merged_into": outcome.merged_into,
-                "seq": outcome.seq,
-                "evidence": outcome.evidence or activity.evidence,
-            }
-        },
-        return_document=True,
-    )
+    change = {"$set": _outcome(activity, outcome)}
+    found = _copies().find_one_and_update(earlier, change, return_document=True)
     settled = _activity(found) if found is not None else by_id(activity.id)
     assert settled is not None, activity.id
     return settled
+
+
+def settle_many(outcomes: Sequence[tuple[Activity, Outcome]]) -> list[Activity]:
+    """Write the first outcomes of received facts in one round trip; see `settle`.
+
+    A fact that somebody settled meanwhile is read again.
+    """
+    if not outcomes:
+        return []
+    settled, writes = [], []
+    for activity, outcome in outcomes:
+        change = _outcome(activity, outcome)
+        writes.append(UpdateOne({"_id": activity.id, "state": RECEIVED}, {"$set": change}))
+        settled.append(replace(activity, **change | {"reasons": outcome.reasons}))
+    if _copies().bulk_write(writes, ordered=False).matched_count == len(writes):
+        return settled
+    stored = {one.id: one for one in by_ids([activity.id for activity, _ in outcomes])}
+    return [stored[activity.id] for activity, _ in outcomes]
+
+
+def _outcome(activity: Activity, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "state": SETTLED,
+        "status": outcome.status,
+        "reasons": list(outcome.reasons),
+        "mg": outcome.mg,
+        "points": outcome.points,
+        "mature_at": outcome.mature_at,
+        "merged_into": outcome.merged_into,
+        "seq": outcome.seq,
+        "evidence": outcome.evidence or activity.evidence,
+    }
 
 
 def absorb(survivor: str, merged: Sequence[str]) -> Activity:
@@ -297,6 +342,12 @@ def ids_of_resident(resident: str, size: int = 1_000) -> Iterator[list[str]]:
 def by_event(source: str, event_id: str) -> Activity | None:
     found = _collection().find_one({"source": source, "event_id": event_id})
     return _activity(found) if found else None
+
+
+def by_events(source: str, event_ids: Sequence[str]) -> dict[str, Activity]:
+    """What a source sent before under these event ids, in one read."""
+    found = _collection().find({"source": source, "event_id": {"$in": list(event_ids)}})
+    return {document["event_id"]: _activity(document) for document in found}
 
 
 def of_job(job: str, *, after: str, limit: int) -> list[str]:

@@ -19,7 +19,6 @@ from typing import Any
 import mongoengine as me
 from pymongo import UpdateOne
 from pymongo.collection import Collection, ReturnDocument
-from pymongo.errors import BulkWriteError
 
 from accounting import clock, storage
 from footprint import methodology
@@ -34,8 +33,6 @@ from footprint.billing_rules import (
     Use,
 )
 from footprint.methodology import Behaviour, Methodology
-
-_DUPLICATE = 11_000
 
 
 @storage.indexed
@@ -190,16 +187,8 @@ def taken_back_by(bill_id: str) -> str:
 
 def insert(bills: Sequence[Bill]) -> int:
     """Store bills in their order; returns how many are, up to the first that was in the way."""
-    if not bills:
-        return 0
-    try:
-        _collection().insert_many([_document(bill) for bill in bills], ordered=True)
-    except BulkWriteError as error:
-        [wrong] = error.details["writeErrors"] or [{"code": None, "index": 0}]
-        if wrong["code"] != _DUPLICATE or error.details["writeConcernErrors"]:
-            raise
-        return int(wrong["index"])
-    return len(bills)
+    documents = [_document(bill) for bill in bills]
+    return len(storage.insert_new(_collection(), documents, ordered=True))
 
 
 def freeze(judged: Sequence[tuple[Bill, Judgement]]) -> list[Bill]:

@@ -190,6 +190,21 @@ def _nothing(
     return Judgement(status, (reason,), 0, {"lifetime_mg": lifetime_mg(head)}, refs, merged_into)
 
 
+def days_read(activity: Activity, now: datetime) -> tuple[date, date] | None:
+    """The days whose entries `judge` will look at, first and last; None if the state is enough.
+
+    For whoever reads them for many at once: a day that is missing here costs a read of its own.
+    """
+    behaviour = methodology.version(activity.methodology).behaviours[activity.behaviour]
+    day, today = clock.city_day(activity.start), clock.city_day(now)
+    if behaviour.is_trip:
+        return day - timedelta(days=1), clock.city_day(activity.over) + timedelta(days=1)
+    if behaviour.caps.month_count is not None and not _month_kept(clock.month_of(day), today):
+        month = clock.month_of(day)
+        return clock.first_day(month), clock.last_day(month)
+    return None if _day_kept(day, today) else (day, day)
+
+
 def reduction_lines(mg: int) -> tuple[Line, ...]:
     """Milligrams avoided, against the city's baseline; none for zero."""
     return (Line(UNIT, BASELINE, -mg), Line(UNIT, REDUCTION, mg)) if mg else ()
@@ -352,10 +367,18 @@ class _Counters:
         return sum(part["counted"] for part in parts if part["behaviour"] == behaviour.code)
 
     def _keeps_day(self, day: date) -> bool:
-        return day > self.today - timedelta(days=DAYS_KEPT)
+        return _day_kept(day, self.today)
 
     def _keeps_month(self, month: str) -> bool:
-        return month >= clock.add_months(clock.month_of(self.today), -1)
+        return _month_kept(month, self.today)
+
+
+def _day_kept(day: date, today: date) -> bool:
+    return day > today - timedelta(days=DAYS_KEPT)
+
+
+def _month_kept(month: str, today: date) -> bool:
+    return month >= clock.add_months(clock.month_of(today), -1)
 
 
 def _copy(on_day: dict[str, Any]) -> dict[str, Any]:

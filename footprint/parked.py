@@ -4,13 +4,13 @@ A parked row keeps the activity id it will have, so the answer the partner got s
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
 import mongoengine as me
 from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError
 
 from accounting import storage, vault
 from footprint.activities import SourceEventConflict
@@ -59,12 +59,36 @@ def _parked() -> "Collection[storage.Doc]":
     return storage.strong(ParkedDocument._get_collection())
 
 
-def park(row: Parked) -> tuple[Parked, bool]:
-    """Park a row once; returns what is parked and whether it is new.
+def park_many(rows: Sequence[Parked]) -> list[tuple[Parked, bool] | SourceEventConflict]:
+    """Park rows once in two round trips; what is parked of each and whether it is new.
 
-    Raises `SourceEventConflict` when this event id is parked with other content.
+    `SourceEventConflict` is the answer when an event id is parked with other content.
     """
-    document: storage.Doc = {
+    fresh = set(storage.insert_new(_parked(), [_document(row) for row in rows]))
+    there = [row for place, row in enumerate(rows) if place not in fresh]
+    earlier = {
+        (document["source"], document["event_id"]): _row(document)
+        for source in {row.source for row in there}
+        for document in _parked().find(
+            {
+                "source": source,
+                "event_id": {"$in": [row.event_id for row in there if row.source == source]},
+            }
+        )
+    }
+    results: list[tuple[Parked, bool] | SourceEventConflict] = []
+    for place, row in enumerate(rows):
+        # Credited and forgotten since: the row itself stands for it.
+        kept = row if place in fresh else earlier.get((row.source, row.event_id), row)
+        if kept.fingerprint == row.fingerprint:
+            results.append((kept, place in fresh))
+        else:
+            results.append(SourceEventConflict(source_event_id=row.event_id))
+    return results
+
+
+def _document(row: Parked) -> storage.Doc:
+    return {
         "_id": row.id,
         "source": row.source,
         "event_id": row.event_id,
@@ -75,14 +99,6 @@ def park(row: Parked) -> tuple[Parked, bool]:
         "job": row.job,
         "expires_at": row.parked_at + PARKED_FOR,
     }
-    try:
-        _parked().insert_one(document)
-    except DuplicateKeyError:
-        found = _parked().find_one({"source": row.source, "event_id": row.event_id})
-        if found is not None and found["fingerprint"] != row.fingerprint:
-            raise SourceEventConflict(source_event_id=row.event_id) from None
-        return (_row(found) if found else row), False
-    return row, True
 
 
 def of_external(external_hash: str) -> list[Parked]:
@@ -91,8 +107,8 @@ def of_external(external_hash: str) -> list[Parked]:
     return [_row(document) for document in found]
 
 
-def forget(parked_id: str) -> None:
-    _parked().delete_one({"_id": parked_id})
+def forget(parked_ids: Sequence[str]) -> None:
+    _parked().delete_many({"_id": {"$in": list(parked_ids)}})
 
 
 def forget_external(external_hash: str) -> None:

@@ -21,7 +21,7 @@ from accounting.jobs import Job
 from integrations import feeds
 from integrations.feeds import FeedRow, FileRefused, Unreadable
 
-CHUNK_ROWS = 200
+CHUNK_ROWS = 1_000
 FILE_BYTES_MAX = 2 * 1024**3
 
 

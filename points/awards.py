@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from accounting import book, clock
+from accounting import clock
 from accounting.book import Entry, Head, State
 from points import audience, earning, exchanging, terms
 from points.earning import Earned, Part, Who
@@ -147,8 +147,8 @@ class _Counters:
     Read after the head and kept in the state, so they change only together with a new entry.
     """
 
-    def __init__(self, account: str, today: date, state: dict[str, Any]) -> None:
-        self.account = account
+    def __init__(self, head: Head, today: date, state: dict[str, Any]) -> None:
+        self.head = head
         self.today = today
         self.state = state
         # What is in no entry yet, for days that are summed from entries.
@@ -160,7 +160,7 @@ class _Counters:
             campaign: {"total": one["total"], "days": dict(one["days"]), "until": one["until"]}
             for campaign, one in head.after.get("campaigns", {}).items()
         }
-        return cls(head.account, clock.city_day(now), kept)
+        return cls(head, clock.city_day(now), kept)
 
     def used(self, campaign: str, day: date) -> tuple[int, int]:
         one = self.state.get(campaign)
@@ -170,7 +170,7 @@ class _Counters:
             return one["days"].get(day.isoformat(), 0), one["total"]
         in_book = (
             Part._make(part)
-            for entry in book.on_days(self.account, day, day)
+            for entry in self.head.on_days(day, day)
             for refs in (entry.refs, *entry.refs.get("replaces", ()))
             for part in refs.get("parts", ())
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 from accounting import book, claims, clock, sweeping
 from accounting.book import Ask, Decision, Entry, Head, Wanted
+from accounting.claims import Wish
 from accounting.errors import AccountBusy, DomainError
 from footprint import bill_intake, bills, intake, reviews
 from footprint.activities import SETTLED
@@ -261,8 +262,7 @@ def _judged(group: list[Bill]) -> list[Bill]:
 
 def _claimed(group: Sequence[Bill]) -> list[bool]:
     """Whether each bill is the one to be credited for its month and account."""
-    wanted = [(_month(bill), bill.id) for bill in group]
-    holders = claims.take_many(CLAIM, wanted)
+    holders = claims.take_many([Wish(CLAIM, _month(bill), bill.id) for bill in group])
     for place, (bill, holder) in enumerate(zip(group, holders, strict=True)):
         if holder != bill.id and bills.is_ended(holder):
             # Its holder was ended, and whoever did so has not come to releasing it yet.

@@ -7,12 +7,13 @@ leaves half-way is finished by the retry or by the sweeper. The entry carries gr
 together: there is no moment at which one is booked and the other is not.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from accounting import book, claims, clock, sweeping
-from accounting.book import Ask, Decision, Entry, Head
+from accounting.book import Ask, Decision, Entry, Head, Wanted
 from accounting.errors import DomainError
 from footprint import activities, intake, methodology, photos
 from footprint.activities import SETTLED, Activity, Outcome
@@ -20,7 +21,9 @@ from footprint.held import SAME_TRIP
 from footprint.replay import Change
 from footprint.rules import Report
 from points import awards, exchanging, milestones, restating
+from points.earning import Who
 from points.exchanging import Forerunner
+from points.milestones import Climb
 from points.wallet import Wallet
 
 SWEEP_AFTER = timedelta(minutes=1)
@@ -90,28 +93,55 @@ def resume(activity: Activity) -> Activity:
         return _resume_reversal(activity)
     if activity.verdict is not None:
         return activities.settle(activity, Outcome(activity.verdict, activity.reasons))
-    return credit(activity, f"activity:{activity.id}")
+    return credit(activity, _key(activity))
 
 
 def credit(activity: Activity, key: str, overruling: Overruling | None = None) -> Activity:
     """Claim, post the entry of this key, settle; repeating it changes nothing."""
     lost_to = _lost_to(activity, overruling.despite if overruling else None)
     entry = book.post(
-        Ask(
-            account=activity.resident,
-            key=key,
-            kind="earn",
-            fingerprint=activity.fingerprint,
-            occurred_at=activity.start,
-            cap_day=clock.city_day(activity.start),
-        ),
-        lambda head, now: _decide(activity, head, now, lost_to, overruling),
+        _ask(activity, key), lambda head, now: _decide(activity, head, now, lost_to, overruling)
     ).entry
-    outcome = _merged(activity, entry, _outcome(activity, entry))
+    return finish(activity, entry)
+
+
+def asking(
+    activity: Activity, now: datetime, *, lost_to: str | None, who: Callable[[], Who]
+) -> Wanted:
+    """The posting that credits a received activity, for a batch; `who` is its resident."""
+    return Wanted(
+        _ask(activity, _key(activity)),
+        lambda head, now: _decide(activity, head, now, lost_to, None, who),
+        intake.days_read(activity, now),
+    )
+
+
+def _key(activity: Activity) -> str:
+    return f"activity:{activity.id}"
+
+
+def _ask(activity: Activity, key: str) -> Ask:
+    return Ask(
+        account=activity.resident,
+        key=key,
+        kind="earn",
+        fingerprint=activity.fingerprint,
+        occurred_at=activity.start,
+        cap_day=clock.city_day(activity.start),
+    )
+
+
+def climb(entry: Entry) -> Climb:
+    """How far an entry brought its resident."""
     after_mg = entry.after.get("lifetime_mg", 0)
-    before_mg = after_mg - entry.amount(intake.UNIT, intake.REDUCTION)
-    milestones.record(activity.resident, before_mg, after_mg)
-    settled = activities.settle(activity, outcome)
+    return Climb(entry.account, after_mg - entry.amount(intake.UNIT, intake.REDUCTION), after_mg)
+
+
+def finish(activity: Activity, entry: Entry) -> Activity:
+    """Do what follows from the entry of an activity; repeating it changes nothing."""
+    merged = _merged(activity, entry, outcome(activity, entry))
+    milestones.record(*climb(entry))
+    settled = activities.settle(activity, merged)
     if settled.merged_into is not None:
         claims.pass_on(activity.id, settled.merged_into)
     elif entry.refs["counted"] == 0 or settled.status == "reversed":
@@ -203,6 +233,7 @@ def _decide(
     now: datetime,
     lost_to: str | None,
     overruling: Overruling | None,
+    who: Callable[[], Who] | None = None,
 ) -> Decision:
     overruled = overruling.reasons if overruling else None
     judged = intake.judge(activity, head, now, lost_to=lost_to, overruled=overruled)
@@ -219,6 +250,7 @@ def _decide(
         over=activity.over,
         maturity=_maturity(activity),
         replaces=replaces,
+        who=who,
     )
     changes = exchanging.changes(replaces, award.waived)
     mg = judged.mg + sum(change.mg for change in changes)
@@ -304,7 +336,8 @@ def _maturity(activity: Activity) -> timedelta:
     return methodology.version(activity.methodology).behaviours[activity.behaviour].maturity
 
 
-def _outcome(activity: Activity, entry: Entry) -> Outcome:
+def outcome(activity: Activity, entry: Entry) -> Outcome:
+    """What the entry of an activity says became of it."""
     refs = entry.refs
     upheld = ("appeal_upheld",) if "appeal" in refs and refs["counted"] else ()
     return Outcome(

@@ -3,24 +3,23 @@
 A bad row never spoils its neighbours: each row has its own result, in order.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from accounting import clock, links, sweeping
-from accounting.errors import DomainError, NotFound
+from accounting.errors import AccountBusy, DomainError, NotFound
 from accounting.links import Link
 from footprint import activities, intake, parked
 from footprint.activities import Activity
 from footprint.parked import Parked
 from footprint.rules import Report
-from points import crediting
+from points import batches, crediting
+from points.batches import Received
 
 EVIDENCE = "A"
 PARKED = "parked"
-# Accounts are independent, and a posting mostly waits for the journal: a few at a time.
-AT_ONCE = 8
+CREDIT_AT_ONCE = 500
 
 
 class BehaviourNotAllowed(DomainError):
@@ -70,24 +69,27 @@ class Taken:
 
 
 def take(partner: Partner, rows: Sequence[Row]) -> list[Taken]:
-    """Take rows in; the results are in the order of the rows.
-
-    Rows of one resident run one after the other in their order, residents side by side.
-    """
+    """Take rows in, all together; the results are in the order of the rows."""
+    results: dict[int, Taken] = {}
     residents = links.residents_of(partner.id, sorted({row.external_id for row in rows}))
-    by_owner: dict[str, list[int]] = {}
+    known: list[tuple[int, Activity]] = []
+    unknown: list[tuple[int, Row]] = []
+    now = clock.now()
     for place, row in enumerate(rows):
-        owner = residents.get(row.external_id, f"?{row.external_id}")
-        by_owner.setdefault(owner, []).append(place)
-    results: list[Taken] = [Taken()] * len(rows)
-
-    def run(places: list[int]) -> None:
-        for place in places:
-            row = rows[place]
-            results[place] = _take_one(partner, row, residents.get(row.external_id))
-
-    _side_by_side(run, by_owner.values())
-    return results
+        refusal = _refusal(partner, row)
+        if refusal is not None:
+            results[place] = Taken(refusal=refusal)
+        elif row.external_id in residents:
+            known.append((place, _fact(partner, row, residents[row.external_id], now)))
+        else:
+            unknown.append((place, row))
+    received = batches.take_in([fact for _, fact in known])
+    for (place, _), one in zip(known, received, strict=True):
+        results[place] = _taken(one)
+    parked_rows = _park(partner, [row for _, row in unknown], now)
+    for (place, _), taken in zip(unknown, parked_rows, strict=True):
+        results[place] = taken
+    return [results[place] for place in range(len(rows))]
 
 
 def credit_parked(link: Link) -> int:
@@ -96,8 +98,11 @@ def credit_parked(link: Link) -> int:
     At most `parked.CREDIT_MAX` at once; the sweep goes on with what is left.
     """
     rows = parked.of_external(link.external_hash)
-    for row in rows:
-        _credit(row, link.resident)
+    for start in range(0, len(rows), CREDIT_AT_ONCE):
+        for one in _credit(rows[start : start + CREDIT_AT_ONCE], link.resident):
+            if isinstance(one, AccountBusy):
+                # It stays parked, and the link open for the sweep.
+                raise one
     if len(rows) < parked.CREDIT_MAX:
         links.parked_credited(link.id)
     return len(rows)
@@ -117,75 +122,106 @@ def reverse(partner: Partner, event_id: str, reason: str) -> Activity:
     return crediting.reverse(activity, reason=reason, by=partner.source)
 
 
-def _take_one(partner: Partner, row: Row, resident: str | None) -> Taken:
-    try:
-        _may_report(partner, row)
-        if resident is None:
-            return _park(partner, row)
-        activity, fresh = crediting.report(
-            resident,
-            row.report,
-            source=partner.source,
-            event_id=row.event_id,
-            evidence=EVIDENCE,
-            subject=links.external_hash(partner.id, row.external_id),
-            job=row.job,
-        )
-    except DomainError as refusal:
-        return Taken(refusal=refusal)
+def _refusal(partner: Partner, row: Row) -> DomainError | None:
+    """Why a partner may not report a row; None if it may."""
+    if partner.behaviours is not None and row.report.behaviour not in partner.behaviours:
+        return BehaviourNotAllowed(behaviour=row.report.behaviour)
+    if not row.external_id.startswith(partner.id_namespace):
+        return NotInNamespace()
+    return None
+
+
+def _fact(partner: Partner, row: Row, resident: str, now: datetime) -> Activity:
+    return intake.fact_of(
+        row.report,
+        resident=resident,
+        source=partner.source,
+        event_id=row.event_id,
+        evidence=EVIDENCE,
+        received_at=now,
+        subject=links.external_hash(partner.id, row.external_id),
+        job=row.job,
+    )
+
+
+def _taken(one: Received) -> Taken:
+    if isinstance(one, DomainError):
+        return Taken(refusal=one)
+    activity, fresh = one
     return Taken(activity, fresh)
 
 
-def _may_report(partner: Partner, row: Row) -> None:
-    if partner.behaviours is not None and row.report.behaviour not in partner.behaviours:
-        raise BehaviourNotAllowed(behaviour=row.report.behaviour)
-    if not row.external_id.startswith(partner.id_namespace):
-        raise NotInNamespace()
+def _park(partner: Partner, rows: Sequence[Row], now: datetime) -> list[Taken]:
+    """Park the rows of ids nobody has linked, in a fixed number of round trips."""
+    if not rows:
+        return []
+    results: dict[int, Taken] = {}
+    credited = activities.by_events(partner.source, [row.event_id for row in rows])
+    wanted: list[tuple[int, Parked]] = []
+    for place, row in enumerate(rows):
+        one = _parked(partner, row, now)
+        earlier = credited.get(row.event_id)
+        if earlier is None:
+            wanted.append((place, one))
+        elif earlier.fingerprint == one.fingerprint:
+            # Credited under a link that was ended since; the event id is taken for ever.
+            results[place] = Taken(earlier, fresh=False)
+        else:
+            conflict = activities.SourceEventConflict(source_event_id=row.event_id)
+            results[place] = Taken(refusal=conflict)
+    kept = parked.park_many([one for _, one in wanted])
+    # Linked between the look-up and the parking: nobody else would credit these rows.
+    residents = links.residents_of(partner.id, sorted({row.external_id for row in rows}))
+    for (place, _), parking in zip(wanted, kept, strict=True):
+        resident = residents.get(rows[place].external_id)
+        if isinstance(parking, DomainError):
+            results[place] = Taken(refusal=parking)
+        elif resident is None:
+            results[place] = Taken(_stand_in(parking[0]), parking[1])
+        else:
+            [received] = _credit([parking[0]], resident)
+            results[place] = replace(_taken(received), fresh=parking[1])
+    return [results[place] for place in range(len(rows))]
 
 
-def _park(partner: Partner, row: Row) -> Taken:
-    earlier = activities.by_event(partner.source, row.event_id)
+def _parked(partner: Partner, row: Row, now: datetime) -> Parked:
     external_hash = links.external_hash(partner.id, row.external_id)
-    fingerprint = intake.fingerprint(row.report, external_hash)
-    if earlier is not None:
-        # Credited under a link that was ended since; the event id is taken for ever.
-        if earlier.fingerprint != fingerprint:
-            raise activities.SourceEventConflict(source_event_id=row.event_id)
-        return Taken(earlier, fresh=False)
-    kept, fresh = parked.park(
-        Parked(
-            id=activities.new_activity_id(),
-            source=partner.source,
-            event_id=row.event_id,
-            external_hash=external_hash,
-            fingerprint=fingerprint,
-            report=row.report,
-            parked_at=clock.now(),
-            job=row.job,
-        )
-    )
-    # Linked between the look-up and the parking: nobody else would credit this row.
-    resident = links.resident_of(partner.id, row.external_id)
-    if resident is not None:
-        return Taken(_credit(kept, resident), fresh)
-    return Taken(_stand_in(kept), fresh)
-
-
-def _credit(row: Parked, resident: str) -> Activity:
-    fact = intake.fact_of(
-        row.report,
-        resident=resident,
-        source=row.source,
+    return Parked(
+        id=activities.new_activity_id(),
+        source=partner.source,
         event_id=row.event_id,
-        evidence=EVIDENCE,
-        received_at=row.parked_at,
-        subject=row.external_hash,
-        activity_id=row.id,
+        external_hash=external_hash,
+        fingerprint=intake.fingerprint(row.report, external_hash),
+        report=row.report,
+        parked_at=now,
         job=row.job,
     )
-    activity, _fresh = crediting.take_in(fact)
-    parked.forget(row.id)
-    return activity
+
+
+def _credit(rows: Sequence[Parked], resident: str) -> list[Received]:
+    """Credit parked rows to who linked their id, and forget them unless the account was busy.
+
+    One whose event id came with other content meanwhile can never be credited.
+    """
+    received = batches.take_in(
+        [
+            intake.fact_of(
+                row.report,
+                resident=resident,
+                source=row.source,
+                event_id=row.event_id,
+                evidence=EVIDENCE,
+                received_at=row.parked_at,
+                subject=row.external_hash,
+                activity_id=row.id,
+                job=row.job,
+            )
+            for row in rows
+        ]
+    )
+    taken = zip(rows, received, strict=True)
+    parked.forget([row.id for row, one in taken if not isinstance(one, AccountBusy)])
+    return received
 
 
 def _stand_in(row: Parked) -> Activity:
@@ -210,9 +246,3 @@ def _stand_in(row: Parked) -> Activity:
         line=None,
         status=PARKED,
     )
-
-
-def _side_by_side(run: Callable[[list[int]], None], groups: Iterable[list[int]]) -> None:
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for done in pool.map(run, groups):
-            assert done is None

@@ -315,8 +315,8 @@ def crew(config: Config) -> Iterator[Crew]:
 @pytest.mark.parametrize(
     "step",
     [
-        Death("footprint.activities:receive", "after"),
-        Death("accounting.book:post", "after"),
+        Death("footprint.activities:receive_many", "after"),
+        Death("accounting.book:post_many", "after"),
         Death("footprint.parked:forget", "before"),
         Death("footprint.parked:forget", "after"),
         Death("accounting.links:parked_credited", "before"),

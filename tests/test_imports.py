@@ -353,7 +353,7 @@ def a_file_of_many_cards() -> Job:
         Death("integrations.imports:_take_chunk", "before", 1),
         Death("integrations.imports:_take_chunk", "after", 1),
         Death("accounting.jobs:advance", "after", 1),
-        Death("points.crediting:take_in", "after", 30),
+        Death("accounting.book:post_many", "after", 2),
         Death("accounting.jobs:advance", "before", 3),
         Death("accounting.jobs:finish", "before", 1),
     ],

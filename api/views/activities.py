@@ -1,5 +1,6 @@
 """What residents report: single and in batches, with every gram's reason."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,11 @@ from api.paging import PageQuery, newest, page_of
 from api.problems import Invalid, language
 from api.reports import ActivityAnswer, ReportFields, report_of, shown
 from api.security import OPEN, RESIDENT, caller, door
-from footprint import activities, methodology
+from footprint import activities, intake, methodology, photos
 from footprint.activities import Activity
 from footprint.methodology import Behaviour, Methodology
 from integrations import firebase
-from points import crediting
+from points import batches, crediting
 
 BATCH_MAX = 100
 ATTESTATION = "X-Firebase-AppCheck"
@@ -141,7 +142,7 @@ class Activities(MethodView):
 
         It is answered 201 also when it is rejected or only recorded; the reasons say why.
         """
-        activity, fresh = _report(wanted)
+        activity, fresh = crediting.take_in(_fact(wanted))
         return shown(activity), 201 if fresh else 200
 
     @door(RESIDENT)
@@ -161,7 +162,7 @@ class ActivityBatch(MethodView):
     @blueprint.response(200, BatchAnswer)
     def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Report up to 100 activities; each has its own result, in order"""
-        return {"results": [_item(one) for one in wanted["activities"]]}
+        return {"results": _items(wanted["activities"])}
 
 
 @blueprint.route("/v1/activities/<activity_id>")
@@ -173,27 +174,40 @@ class OneActivity(MethodView):
         return shown(mine(activity_id))
 
 
-def _report(wanted: dict[str, Any]) -> tuple[Activity, bool]:
+def _fact(wanted: dict[str, Any]) -> Activity:
+    """What the caller reports, as the fact to store."""
     resident, evidence = caller().id, wanted["evidence"]
-    return crediting.report(
-        resident,
+    fact = intake.fact_of(
         report_of(wanted),
+        resident=resident,
         source=f"app:{resident}",
         event_id=wanted["source_event_id"],
         evidence=_evidence_class(evidence),
-        photo=evidence["kind"] == "photo",
+        received_at=clock.now(),
         subject=" ".join(f"{name}={value}" for name, value in sorted(evidence.items())),
     )
+    return photos.awaiting(fact) if evidence["kind"] == "photo" else fact
 
 
-def _item(raw: Any) -> dict[str, Any]:
-    try:
-        activity, fresh = _report(ActivityRequest().load(raw))
-    except ma.ValidationError as error:
-        return problems.item(Invalid.of(error))
-    except DomainError as refusal:
-        return problems.item(refusal)
-    return {"status_code": 201 if fresh else 200, "activity": shown(activity)}
+def _items(raw: Sequence[Any]) -> list[dict[str, Any]]:
+    """Take the good ones in together; each has its own result, in order."""
+    results: dict[int, dict[str, Any]] = {}
+    facts: list[tuple[int, Activity]] = []
+    schema = ActivityRequest()
+    for at, one in enumerate(raw):
+        try:
+            facts.append((at, _fact(schema.load(one))))
+        except ma.ValidationError as error:
+            results[at] = problems.item(Invalid.of(error))
+        except DomainError as refusal:
+            results[at] = problems.item(refusal)
+    received = batches.take_in([fact for _, fact in facts])
+    for (at, _), end in zip(facts, received, strict=True):
+        if isinstance(end, DomainError):
+            results[at] = problems.item(end)
+        else:
+            results[at] = {"status_code": 201 if end[1] else 200, "activity": shown(end[0])}
+    return [results[at] for at in range(len(raw))]
 
 
 def mine(activity_id: str) -> Activity:

@@ -11,10 +11,11 @@ from accounting import book, clock, links
 from accounting.book import Ask, Decision, Head, Line, Wanted
 from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
+from faults import mess
 from footprint import activities, reviews, versions
 from footprint.rules import Report
 from integrations import closing, exports, imports, reversals
-from points import crediting, deciding, feed, holds, passing, restating
+from points import batches, crediting, deciding, feed, holds, passing, restating
 from points.wallet import InsufficientPoints, Wallet
 from rewards import catalogue, redemptions, settlement, till, vouchers
 from rewards.vouchers import USED
@@ -97,6 +98,11 @@ def reverse(activity_id: str) -> str | None:
     found = activities.by_id(activity_id)
     assert found is not None
     return crediting.reverse(found, reason="refund", by="operator").status
+
+
+def take_in_a_mess(seed: int) -> list[str]:
+    received = batches.take_in(mess.a_days_mess(seed))
+    return [one.code if isinstance(one, DomainError) else str(one[0].status) for one in received]
 
 
 def credit_parked(resident: str, link_id: str) -> int:
@@ -261,6 +267,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         move_many,
         report,
         reverse,
+        take_in_a_mess,
         credit_parked,
         redeem,
         cancel,

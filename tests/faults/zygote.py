@@ -19,12 +19,15 @@ import sys
 import traceback
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-import scenarios
+# Run as a script: the tests beside this folder are found as they are in a test.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from accounting import clock, storage, vault
 from accounting.errors import DomainError
+from faults import scenarios
 
 SECRET = bytes(range(32))
 
