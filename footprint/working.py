@@ -20,7 +20,7 @@ from fractions import Fraction
 from typing import Any, Final, Literal, get_args
 
 from accounting.errors import Language
-from accounting.quantities import MG_PER_G
+from accounting.quantities import MG_PER_G, PLACES_MAX
 from footprint import reasons
 from footprint.billing_rules import Judgement
 from footprint.methodology import Behaviour, Methodology
@@ -156,7 +156,7 @@ class Step:
         amounts = {"result": self.result, "value": self.value, "cap": self.cap, "used": self.used}
         for name, amount in amounts.items():
             if amount is not None:
-                facts[name] = shown(Fraction(amount))
+                facts[name] = shown(Fraction(amount), places=PLACES_MAX)
                 facts[f"{name}_g"] = shown(Fraction(amount) / MG_PER_G)
         return _SAYS[self.rule][language].format(**facts)
 
@@ -191,7 +191,7 @@ class _Run:
     def times(self, factor: "Factor") -> None:
         self.number *= factor.mg
         self.unit = MG
-        says = {"per": factor.per, "factor_g": shown(factor.mg / MG_PER_G, places=6)}
+        says = {"per": factor.per, "factor_g": shown(factor.mg / MG_PER_G, places=PLACES_MAX)}
         self.steps.append(
             Step("formula", "times", self.number, MG, factor=factor.id, says=says),
         )
