@@ -15,11 +15,11 @@ import mongoengine as me
 from pymongo.collection import Collection, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from accounting import clock, storage, vault
+from accounting import clock, outbox, storage, vault
 from accounting.errors import AccountBusy, DomainError, NotFound, ValidationFailed
 from accounting.ids import new_id
 from accounting.links import AlreadyLinked
-from footprint.billing_rules import Carrier
+from footprint.billing_rules import BASELINE_YEARS, Carrier
 
 MEMBERS_MAX = 12
 ACCOUNT_NO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
@@ -64,6 +64,10 @@ class HouseholdDocument(me.Document):
     # {resident, since}, in the order of joining; never more than `members`.
     residents = me.ListField(me.DictField())
     opened_at = me.DateTimeField(required=True)
+    # {members, agreed}: another number of members, and who of the residents agreed to it.
+    proposed = me.DictField()
+    # {partner, at}: whose history is wanted since whom; written with the place it is wanted for.
+    asked = me.DictField()
 
     meta = {
         "collection": "households",
@@ -71,6 +75,7 @@ class HouseholdDocument(me.Document):
         "indexes": [
             {"fields": ["number_hash"], "unique": True},
             {"fields": ["residents.resident", "_id"]},
+            {"fields": ["asked.partner", "asked.at", "_id"]},
         ],
     }
 
@@ -92,6 +97,26 @@ class Household:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryAsked:
+    """A meter account whose bills of `first` to `last` its utility is asked for."""
+
+    id: str
+    carrier: Carrier
+    account_no: str
+    first: date
+    last: date
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Another number of members: in force once all who are linked have agreed to it."""
+
+    members: int
+    agreed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Membership:
     """One resident's place in a household; the id is the household's, `joined` are linked."""
 
@@ -102,6 +127,7 @@ class Membership:
     members: int
     joined: int
     since: datetime
+    proposed: Proposal | None
 
 
 def _collection() -> "Collection[storage.Doc]":
@@ -112,8 +138,13 @@ def number_hash(carrier: str, account_no: str) -> str:
     return vault.keyed_hash("meter_account", f"{carrier}\x1f{account_no}")
 
 
-def join(resident: str, carrier: Carrier, account_no: str, members: int) -> Membership:
+def join(
+    resident: str, carrier: Carrier, account_no: str, members: int, partner: str | None = None
+) -> Membership:
     """Link a resident to a meter account, opening it for the first.
+
+    Whoever is the first asks the utility for its history: the `partner` that proved the account,
+    or any that may send the carrier.
 
     Raises `AlreadyLinked` for a resident who is in it, `MembersConflict` when it is registered with
     another number of members, and `HouseholdFull` when that many are linked.
@@ -126,12 +157,12 @@ def join(resident: str, carrier: Carrier, account_no: str, members: int) -> Memb
     for _ in range(JOIN_ATTEMPTS_MAX):
         found = _collection().find_one({"number_hash": hashed})
         if found is None:
-            opened = _opened(carrier, account_no, hashed, members, place)
+            opened = _opened(carrier, account_no, hashed, members, place, partner)
             if opened is not None:
                 return _membership(opened, resident)
             continue
         _refuse_join(found, resident, members)
-        joined = _joined(found, members, place)
+        joined = _joined(found, members, place, partner)
         if joined is not None:
             return _membership(joined, resident)
     raise AccountBusy(retry_after=1)
@@ -155,9 +186,15 @@ def of_resident(resident: str, *, before: str | None, limit: int) -> list[Member
 
 
 def leave(resident: str, household_id: str) -> None:
-    """End a resident's place; what it earned stays. Raises `NotFound` if there is none."""
+    """End a resident's place; what it earned stays. Raises `NotFound` if there is none.
+
+    Whoever stays may have agreed on another number of members already.
+    """
+    staying = {"$filter": {"input": "$residents", "cond": {"$ne": ["$$this.resident", resident]}}}
+    agreed = {"$ifNull": ["$proposed.agreed", []]}
     left = _collection().update_one(
-        _place(resident, household_id), {"$pull": {"residents": {"resident": resident}}}
+        _place(resident, household_id),
+        [{"$set": {"residents": staying}}, *_if_agreed("$proposed.members", agreed)],
     )
     if left.matched_count == 0:
         raise NotFound()
@@ -173,18 +210,20 @@ def leave_all(resident: str) -> None:
 def change_members(resident: str, household_id: str, members: int) -> Membership:
     """Say how many live there from today on; bills that ended before keep their count.
 
-    Raises `NotFound` unless the resident is in the household, `MembersBelowJoined` for fewer than
-    are linked.
+    It is a proposal until all who are linked have said the same; saying the number that is in force
+    ends it. Raises `NotFound` unless the resident is in the household, `MembersBelowJoined` for
+    fewer than are linked.
     """
     _check_members(members)
     wanted = _place(resident, household_id)
     changed = _collection().find_one_and_update(
         # Whoever is linked has a place, so the place after the last allowed one must be free.
         {**wanted, f"residents.{members}": {"$exists": False}},
-        [{"$set": _counted(members)}],
+        _proposed(resident, members),
         return_document=ReturnDocument.AFTER,
     )
     if changed is not None:
+        _tell_others(changed, resident)
         return _membership(changed, resident)
     found = _collection().find_one(wanted)
     if found is None:
@@ -205,6 +244,43 @@ def by_numbers(
     return {hashed[document["number_hash"]]: _household(document) for document in found}
 
 
+def histories_asked(
+    partner: str,
+    carriers: Iterable[str],
+    *,
+    since: datetime | None,
+    after: tuple[datetime, str] | None,
+    limit: int,
+) -> list[HistoryAsked]:
+    """The accounts a partner is asked the history of, the first asked first; from `since` on."""
+    wanted: dict[str, Any] = {
+        "asked.partner": {"$in": [partner, None]},
+        "carrier": {"$in": sorted(carriers)},
+    }
+    if since is not None:
+        wanted["asked.at"] = {"$gte": since}
+    if after is not None:
+        at, last = after
+        wanted["$or"] = [{"asked.at": {"$gt": at}}, {"asked.at": at, "_id": {"$gt": last}}]
+    found = _collection().find(wanted).sort([("asked.at", 1), ("_id", 1)]).limit(limit)
+    return [_history_asked(document) for document in found]
+
+
+def _history_asked(document: storage.Doc) -> HistoryAsked:
+    at = document["asked"]["at"]
+    last = clock.city_day(at)
+    # As far as a baseline looks back.
+    first = clock.add_months(clock.month_of(last), -12 * max(BASELINE_YEARS))
+    return HistoryAsked(
+        id=document["_id"],
+        carrier=document["carrier"],
+        account_no=vault.decrypt(document["number_sealed"], "meter_account"),
+        first=clock.first_day(first),
+        last=last,
+        at=at,
+    )
+
+
 def _check_members(members: int) -> None:
     if not 1 <= members <= MEMBERS_MAX:
         raise ValidationFailed(
@@ -217,7 +293,12 @@ def _place(resident: str, household_id: str) -> dict[str, Any]:
 
 
 def _opened(
-    carrier: Carrier, account_no: str, hashed: str, members: int, place: dict[str, Any]
+    carrier: Carrier,
+    account_no: str,
+    hashed: str,
+    members: int,
+    place: dict[str, Any],
+    partner: str | None,
 ) -> storage.Doc | None:
     document: storage.Doc = {
         "_id": new_id("hh"),
@@ -228,6 +309,8 @@ def _opened(
         "counts": [{"since": _today(), "members": members}],
         "residents": [place],
         "opened_at": place["since"],
+        "asked": {"partner": partner, "at": place["since"]},
+        "proposed": None,
     }
     try:
         _collection().insert_one(document)
@@ -249,7 +332,9 @@ def _refuse_join(found: storage.Doc, resident: str, members: int) -> None:
         raise HouseholdFull(members=found["members"])
 
 
-def _joined(found: storage.Doc, members: int, place: dict[str, Any]) -> storage.Doc | None:
+def _joined(
+    found: storage.Doc, members: int, place: dict[str, Any], partner: str | None
+) -> storage.Doc | None:
     """Add a place if the document still allows it; None asks to judge it again."""
     change: dict[str, Any] = {"residents": {"$concatArrays": ["$residents", [place]]}}
     wanted: dict[str, Any] = {"_id": found["_id"]}
@@ -264,14 +349,63 @@ def _joined(found: storage.Doc, members: int, place: dict[str, Any]) -> storage.
     else:
         # Everybody left: whoever comes next says anew how many live there.
         wanted |= {"residents": []}
-        change |= _counted(members)
+        change |= {**_counted(members), "asked": {"partner": partner, "at": place["since"]}}
+        change |= {"proposed": None}
     joined: storage.Doc | None = _collection().find_one_and_update(
         wanted, [{"$set": change}], return_document=ReturnDocument.AFTER
     )
     return joined
 
 
-def _counted(members: int) -> dict[str, Any]:
+def _proposed(resident: str, members: int) -> list[dict[str, Any]]:
+    """A pipeline update: the resident says a number, which holds if everybody said it."""
+    same = {"$eq": ["$proposed.members", members]}
+    said = {
+        "$cond": [same, {"$setUnion": ["$proposed.agreed", [resident]]}, [resident]],
+    }
+    in_force = {"$eq": ["$members", members]}
+    proposal = {"members": members, "agreed": said}
+    return [
+        {"$set": {"proposed": {"$cond": [in_force, None, proposal]}}},
+        *_if_agreed("$proposed.members", "$proposed.agreed"),
+    ]
+
+
+def _if_agreed(members: Any, agreed: Any) -> list[dict[str, Any]]:
+    """Stages that put a proposal into force once all who are linked are among `agreed`."""
+    everybody = {
+        "$and": [
+            {"$gt": ["$proposed", None]},
+            {"$gt": [{"$size": "$residents"}, 0]},
+            {"$setIsSubset": ["$residents.resident", {"$ifNull": [agreed, []]}]},
+        ]
+    }
+    fields = {**_counted(members), "proposed": None}
+    kept = {name: {"$cond": [everybody, value, f"${name}"]} for name, value in fields.items()}
+    return [{"$set": kept}]
+
+
+def _tell_others(document: storage.Doc, by: str) -> None:
+    """Tell the others of a proposal, once a day for each number."""
+    proposed = document["proposed"]
+    for place in document["residents"] if proposed else ():
+        if place["resident"] in (by, *proposed["agreed"]):
+            continue
+        outbox.leave(
+            place["resident"],
+            f"members/{document['_id']}/{proposed['members']}/{_today()}",
+            type="members_proposed",
+            category=outbox.SERVICE,
+            title={"zh": "请确认家庭人数", "en": "How many live in your home?"},
+            body={
+                "zh": f"同户成员提出将人数改为 {proposed['members']} 人，请在 App 内确认。",
+                "en": f"Somebody of your household says {proposed['members']}; agree in the app.",
+            },
+            deep_link=f"tanhui://households/{document['_id']}",
+        )
+
+
+def _counted(members: Any) -> dict[str, Any]:
     """The fields of a pipeline update that dates a count; the last one of a day stands."""
     earlier = {"$filter": {"input": "$counts", "cond": {"$ne": ["$$this.since", _today()]}}}
     row = {"since": _today(), "members": members}
@@ -307,4 +441,9 @@ def _membership(document: storage.Doc, resident: str) -> Membership:
         members=document["members"],
         joined=len(document["residents"]),
         since=own["since"],
+        proposed=(
+            Proposal(document["proposed"]["members"], len(document["proposed"]["agreed"]))
+            if document["proposed"]
+            else None
+        ),
     )

@@ -16,13 +16,14 @@ from api import problems, tasks
 from api.bill_rows import BillAnswer, BillFields, shown_bill, take_bills
 from api.feed_rows import ACTIVITIES, BILLS, RowFields, partner_of, take_rows
 from api.idempotency import idempotent
-from api.numbers import EachAlone, Schema
+from api.numbers import CityDay, EachAlone, Instant, Schema
 from api.openapi import Blueprint, refuses
+from api.paging import PageQuery, page, page_of, place
 from api.problems import UnsupportedMediaType, language
 from api.reports import ActivityAnswer, shown
 from api.security import DATA, OPERATOR, RESIDENT, caller, door
 from api.views.own_data import export_url
-from footprint import bills
+from footprint import bills, households
 from footprint.bill_intake import Received
 from integrations import exports, imports, reversals
 from integrations import feeds as files
@@ -66,6 +67,18 @@ class BillItemAnswer(ma.Schema):
 
 class BillsAnswer(ma.Schema):
     results = fields.List(fields.Nested(BillItemAnswer), required=True)
+
+
+class HistoryQuery(PageQuery):
+    since = Instant()
+
+
+class HistoryAskedAnswer(ma.Schema):
+    carrier = fields.String(required=True)
+    account_no = fields.String(required=True)
+    period_start = CityDay(required=True, attribute="first")
+    period_end = CityDay(required=True, attribute="last")
+    asked_at = Instant(required=True, attribute="at")
 
 
 class LinkCodeRequest(Schema):
@@ -177,6 +190,29 @@ class BillFeed(MethodView):
         """Hand over up to 1,000 bills; each has its own result, in order"""
         taken = take_bills(partner_of(caller().client()), wanted["bills"])
         return {"results": [_bill_result(one) for one in taken]}
+
+
+@blueprint.route("/v1/feeds/bills/histories-asked")
+class HistoriesAsked(MethodView):
+    @door(DATA, scope="feeds:write")
+    @blueprint.arguments(HistoryQuery, location="query")
+    @blueprint.response(200, page_of(HistoryAskedAnswer))
+    def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Meter accounts residents linked, whose bills of the time before are wanted; oldest first
+
+        Whoever links later comes last, so ask again with `since` the newest `asked_at`. An account
+        that everybody left comes again when it is linked anew.
+        """
+        at = place(wanted)
+        partner = partner_of(caller().client())
+        found = households.histories_asked(
+            partner.id,
+            partner.carriers,
+            since=wanted.get("since"),
+            after=(at[0], at[1]) if at else None,
+            limit=wanted["limit"] + 1,
+        )
+        return page(found, wanted, lambda one: (one.at, one.id))
 
 
 @blueprint.route("/v1/feeds/bills/files")

@@ -8,7 +8,8 @@ from flask import current_app
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import audit, clock, links
+from accounting import audit, clients, clock, links
+from accounting.clients import Kind
 from accounting.errors import NotFound
 from api.bill_rows import CARRIERS, BillAnswer, shown_bill
 from api.idempotency import idempotent
@@ -44,6 +45,11 @@ class BillReverseRequest(Schema):
     reason = fields.String(required=True, validate=validate.Length(1, 500))
 
 
+class ProposalAnswer(ma.Schema):
+    members = fields.Integer(required=True)
+    agreed = fields.Integer(required=True)
+
+
 class HouseholdAnswer(ma.Schema):
     id = fields.String(required=True)
     carrier = fields.String(required=True)
@@ -51,6 +57,12 @@ class HouseholdAnswer(ma.Schema):
     members = fields.Integer(required=True)
     joined = fields.Integer(required=True)
     since = Instant(required=True)
+    proposed = fields.Nested(
+        ProposalAnswer,
+        required=True,
+        allow_none=True,
+        metadata={"description": "In force once all who are linked have agreed."},
+    )
 
 
 @blueprint.route("/v1/me/households")
@@ -63,13 +75,14 @@ class Households(MethodView):
     def post(self, wanted: dict[str, Any]) -> Membership:
         """Link a meter account of my household
 
-        The first resident says how many members it has; more may join up to that number.
+        The first resident says how many members it has; more may join up to that number. The
+        utility is asked for the bills of the two years before.
         """
+        partner_id = wanted.get("partner_id")
         if not current_app.extensions["config"].demo:
-            partner_id = wanted.get("partner_id", "")
-            links.check_code(partner_id, wanted["account_no"], wanted.get("link_code"))
+            _prove(partner_id, wanted)
         return households.join(
-            caller().id, wanted["carrier"], wanted["account_no"], wanted["members"]
+            caller().id, wanted["carrier"], wanted["account_no"], wanted["members"], partner_id
         )
 
     @door(RESIDENT)
@@ -93,7 +106,10 @@ class OneHousehold(MethodView):
     @blueprint.arguments(MembersRequest)
     @blueprint.response(200, HouseholdAnswer)
     def patch(self, wanted: dict[str, Any], household_id: str) -> Membership:
-        """Change the number of members from today on"""
+        """Change the number of members from today on
+
+        Where several are linked it is a proposal until each of them has said the same number.
+        """
         return households.change_members(caller().id, household_id, wanted["members"])
 
     @door(RESIDENT)
@@ -148,6 +164,14 @@ class ReversedBill(MethodView):
             once=f"reverse/{bill_id}",
         )
         return shown_bill(taken)
+
+
+def _prove(partner_id: str | None, wanted: dict[str, Any]) -> None:
+    """Only a utility of this carrier can tell whose meter it is. Raises `InvalidLinkCode`."""
+    partner = clients.of_subject(Kind.DATA, partner_id) if partner_id else None
+    if partner is None or wanted["carrier"] not in partner.policy.get("carriers", ()):
+        raise links.InvalidLinkCode()
+    links.check_code(partner.subject_id, wanted["account_no"], wanted.get("link_code"))
 
 
 def my_bill(bill_id: str) -> Bill:
