@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import bson
 from bson.raw_bson import RawBSONDocument
 from pymongo import IndexModel
+from pymongo.change_stream import ChangeStream
 from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, storage
@@ -33,6 +34,7 @@ BATCH_ROUNDS_MAX = 3
 BATCH_MAX = 5_000
 # Day ranges that one query of a batch tells apart; beyond, they are read as one.
 RANGES_MAX = 50
+_HEADS = [("account", 1), ("seq", -1)]
 _BY_DAY = [("account", 1), ("cap_day", 1)]
 LINES_PER_ENTRY_MAX = 400
 _PAUSE_S = 0.004
@@ -196,7 +198,7 @@ class EntryCollection:
         }
         indexes = [
             # Newest first: heads of many accounts come from one DISTINCT_SCAN of this index.
-            IndexModel([("account", 1), ("seq", -1)], unique=True),
+            IndexModel(_HEADS, unique=True),
             IndexModel(_BY_DAY, sparse=True),
         ]
         storage.ensure_collection(cls.name, schema, indexes)
@@ -364,7 +366,7 @@ def _answered(wanted: Sequence[Wanted], places: list[int], results: dict[int, Re
     asks = {_id(wanted[place].ask.account, wanted[place].ask.key): place for place in places}
     accounts = {wanted[place].ask.account for place in places}
     found = _collection().find({"_id": {"$in": list(asks)}, "account": {"$in": list(accounts)}})
-    earlier = {document["_id"]: _entry(document) for document in found}
+    earlier = {document["_id"]: entry_of(document) for document in found}
     nobody = []
     for place in places:
         ask = wanted[place].ask
@@ -437,21 +439,70 @@ class _DaysRead:
 
 def heads(accounts: Iterable[str]) -> dict[str, Head]:
     """The newest states of many accounts in one read; an account without entries is left out."""
-    found = _collection().aggregate(heads_pipeline(list(accounts)))
-    return {
-        row["_id"]: Head(row["_id"], row["seq"], row["after"], row["recorded_at"], row["hash"])
-        for row in found
-    }
+    return _heads(heads_pipeline({"$in": list(accounts)}))
 
 
-def heads_pipeline(accounts: list[str]) -> list[storage.Doc]:
+def heads_after(account: str, limit: int) -> dict[str, Head]:
+    """The heads of the next accounts in the order of their ids; "" begins."""
+    return _heads([*heads_pipeline({"$gt": account}), {"$limit": limit}])
+
+
+def heads_pipeline(accounts: storage.Doc) -> list[storage.Doc]:
     """Sorted like the index, so that the planner skips from head to head (a DISTINCT_SCAN)."""
     first = {name: {"$first": f"${name}"} for name in ("seq", "after", "recorded_at", "hash")}
     return [
-        {"$match": {"account": {"$in": accounts}}},
+        {"$match": {"account": accounts}},
         {"$sort": {"account": 1, "seq": -1}},
         {"$group": {"_id": "$account", **first}},
     ]
+
+
+def _heads(pipeline: list[storage.Doc]) -> dict[str, Head]:
+    return {
+        row["_id"]: Head(row["_id"], row["seq"], row["after"], row["recorded_at"], row["hash"])
+        for row in _collection().aggregate(pipeline)
+    }
+
+
+def accounts_after(account: str, limit: int) -> list[str]:
+    """The ids of the next accounts that have entries, in their order; "" begins."""
+    found = _collection().aggregate(
+        [
+            {"$match": {"account": {"$gt": account}}},
+            {"$sort": {"account": 1, "seq": -1}},
+            {"$group": {"_id": "$account"}},
+            {"$limit": limit},
+        ]
+    )
+    return [row["_id"] for row in found]
+
+
+def entries_after(seqs: Mapping[str, int]) -> dict[str, list[Entry]]:
+    """What several accounts recorded after a sequence number each, oldest first, without `after`.
+
+    For callers who know from the heads that it is not too much at once.
+    """
+    if not seqs:
+        return {}
+    wanted = [{"account": account, "seq": {"$gt": seq}} for account, seq in seqs.items()]
+    found: dict[str, list[Entry]] = {account: [] for account in seqs}
+    for document in _collection().find({"$or": wanted}, {"after": 0}):
+        found[document["account"]].append(entry_of(document))
+    for entries_of_one in found.values():
+        entries_of_one.sort(key=lambda entry: entry.seq)
+    return found
+
+
+def watch(token: Mapping[str, Any] | None, wait_ms: int) -> "ChangeStream[storage.Doc]":
+    """Every entry from now on, or from behind a resume token, in the order of recording.
+
+    Each change has the entry in `fullDocument`, without `after`; see `entry_of`.
+    """
+    only_entries: list[storage.Doc] = [
+        {"$match": {"operationType": "insert"}},
+        {"$project": {"fullDocument.after": 0}},
+    ]
+    return _collection().watch(pipeline=only_entries, resume_after=token, max_await_time_ms=wait_ms)
 
 
 def head(account: str) -> Head:
@@ -468,7 +519,7 @@ def head(account: str) -> Head:
 
 def by_key(account: str, key: str) -> Entry | None:
     found = _collection().find_one({"_id": _id(account, key), "account": account})
-    return _entry(found) if found else None
+    return entry_of(found) if found else None
 
 
 def entries(
@@ -483,13 +534,13 @@ def entries(
         direction = -1
     found = _collection().find({"account": account, "seq": wanted})
     for document in found.sort("seq", direction).limit(limit):
-        yield _entry(document)
+        yield entry_of(document)
 
 
 def at(places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Entry]:
     """Entries by (account, seq), in one query: a few hundred at most."""
     wanted = [{"account": account, "seq": seq} for account, seq in places]
-    found = map(_entry, _collection().find({"$or": wanted})) if wanted else ()
+    found = map(entry_of, _collection().find({"$or": wanted})) if wanted else ()
     return {(entry.account, entry.seq): entry for entry in found}
 
 
@@ -556,7 +607,7 @@ def verify(
     totals: dict[str, int] = {}
     previous = Head("")
     found = _collection().find({"account": account} if account else {})
-    for document in found.sort([("account", 1), ("seq", 1)]).hint([("account", 1), ("seq", -1)]):
+    for document in found.sort([("account", 1), ("seq", 1)]).hint(_HEADS):
         if document["account"] != previous.account:
             previous = Head(document["account"])
             accounts += 1
@@ -642,7 +693,7 @@ def _next(
     }
     content = bson.encode(document)
     document["hash"] = hashlib.sha256(content).hexdigest()
-    return _entry(document), _with_hash(content, document["hash"])
+    return entry_of(document), _with_hash(content, document["hash"])
 
 
 def _with_hash(content: bytes, digest: str) -> RawBSONDocument:
@@ -670,14 +721,15 @@ def _balances(before: State, lines: Iterable[Line]) -> dict[str, int]:
     return {name: balances[name] for name in sorted(balances) if balances[name]}
 
 
-def _entry(document: Mapping[str, Any]) -> Entry:
+def entry_of(document: Mapping[str, Any]) -> Entry:
+    """An entry as it lies in MongoDB; `after` is empty where it was not read."""
     return Entry(
         account=document["account"],
         seq=document["seq"],
         key=document["_id"][len(document["account"]) + 1 :],
         kind=document["kind"],
         lines=tuple(Line(*line) for line in document["lines"]),
-        after=document["after"],
+        after=document.get("after", {}),
         fingerprint=document["fingerprint"],
         occurred_at=document["occurred_at"],
         recorded_at=document["recorded_at"],

@@ -1,7 +1,8 @@
 """`tanhui up`: start every part in order, keep it running, stop it in reverse order.
 
-MongoDB, Redis, indexes, then gunicorn, Celery worker and Celery beat together. Each part is a
-process of its own that logs to `<data-dir>/log/` and cannot outlive this one.
+MongoDB, Redis, indexes, then gunicorn, Celery worker, Celery beat and the follower of the book
+together. Each part is a process of its own that logs to `<data-dir>/log/` and cannot outlive this
+one.
 """
 
 import errno
@@ -104,8 +105,8 @@ def _start(
     state.write({**facts, "ready": False})
 
     started_ns = time.time_ns()
-    api, worker, beat = processes.of(config, door, keep)
-    for child in (worker, beat, api):
+    api, worker, beat, follower = processes.of(config, door, keep)
+    for child in (follower, worker, beat, api):
         start(child)
     parts.callback(door.close)  # Before gunicorn is told to stop: nobody new comes in.
     if demo:

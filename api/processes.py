@@ -23,8 +23,8 @@ WORKER_THREADS = 4
 GRACEFUL_SECONDS = 20
 
 
-def of(config: Config, door: socket.socket, keep: int) -> tuple[Child, Child, Child]:
-    """The API, the worker and the clock, not yet started."""
+def of(config: Config, door: socket.socket, keep: int) -> tuple[Child, Child, Child, Child]:
+    """The API, the worker, the clock and the follower of the book, not yet started."""
     metrics = config.data_dir / "metrics"
     shutil.rmtree(metrics, ignore_errors=True)  # Counters of processes that are gone.
     metrics.mkdir(mode=0o700)
@@ -69,6 +69,7 @@ def of(config: Config, door: socket.socket, keep: int) -> tuple[Child, Child, Ch
         # On SIGTERM a worker finishes its tasks first; with the servers gone it never would.
         child("worker", worker, orphaned=signal.SIGKILL),
         child("beat", beat, orphaned=signal.SIGTERM),
+        child("follower", ["api.follower"], orphaned=signal.SIGKILL),
     )
 
 

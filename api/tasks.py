@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 from accounting import clock, jobs, outbox
 from api import feed_rows, schedule
 from api.config import Config
-from footprint import preview, summaries
+from footprint import preview, upkeep
 from integrations import closing, delivery, exports, firebase, imports, reversals
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
@@ -36,7 +36,7 @@ RUN: dict[str, Callable[[str], Any]] = {
     preview.KIND: partial(preview.run, worth=restating.worth),
     passing.KIND: passing.run,
     restating.KIND: restating.run,
-    summaries.KIND: summaries.run,
+    upkeep.KIND: upkeep.run,
     reversals.KIND: reversals.run,
     settlement.KIND: settlement.run,
 }

@@ -1,41 +1,63 @@
-"""Summaries: what a resident's entries add up to, by month, day, behaviour and evidence class.
+"""Summaries: what an account's entries add up to, one document an account and month.
 
-A projection of the book: one document per account and month, built from the gapless sequence. It
-remembers the last `seq` it took in, so applying an entry twice changes nothing, and it can be
-dropped and rebuilt identically. Reads that must be exact first take in everything up to the head.
+A projection of the book, built from the gapless sequence; `footprint/folding.py` says what is in a
+month. Whoever takes entries in may be interrupted, repeat them, or meet others at the same work:
+
+- a month says which entry it took in last, and is replaced only as it was read, content included;
+- an account's cursor moves after all its months, so it may lag behind them and never runs ahead.
+
+Reads that must be exact first take in everything up to the head. The follower does so within
+seconds of an entry, and whole-city jobs read what it wrote.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 import mongoengine as me
+from pymongo import InsertOne, ReplaceOne, UpdateOne
 from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import BulkWriteError
 
-from accounting import book, clock, storage, walks
-from accounting.book import Entry
-from accounting.jobs import Job
-from footprint.replay import moved
+from accounting import book, clock, storage
+from accounting.book import Entry, Head
+from accounting.errors import AccountBusy
+from footprint import folding
+from footprint.folding import Effect, Month, Spoiled
 
-CATCH_UP_MAX = 100_000
-# The job that does so for every resident.
-KIND = "projections"
+CATCH_UP_CHUNK = 1_000
+# How many entries of several accounts are read at once.
+ENTRIES_MAX = 5_000
+ATTEMPTS_MAX = 20
+_PAUSE_MAX_S = 0.1
+_DUPLICATE_KEY = 11000
+
+Seqs = dict[str, int]
 
 
 @storage.indexed
 class MonthDocument(me.Document):
+    """Written by replacement as `folding.Month` dumps it."""
+
+    id = me.StringField(primary_key=True)
     account = me.StringField(required=True)
     month = me.StringField(required=True)
-    # The last entry of the account this month has taken in.
     seq = me.IntField(required=True)
-    days = me.DictField()
+    behaviours = me.ListField()
+    books = me.ListField()
+    digest = me.StringField(required=True)
 
     meta = {
         "collection": "summary_months",
         "auto_create_index": False,
-        "indexes": [{"fields": ["account", "month"], "unique": True}],
+        "indexes": [
+            {"fields": ["account", "month"], "unique": True},
+            # What the whole city did in a month.
+            {"fields": ["month", "account"]},
+        ],
     }
 
 
@@ -49,7 +71,7 @@ class CursorDocument(me.Document):
     meta = {"collection": "summary_cursors", "auto_create_index": False}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Cell:
     """One day, behaviour and evidence class: milligrams, points and how many activities."""
 
@@ -64,9 +86,21 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The cells of a range of days."""
+    """The cells of a range, oldest day first."""
 
-    cells: tuple[Cell, ...] = field(default_factory=tuple)
+    cells: tuple[Cell, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BookMonth:
+    """What went into and came out of a shared book in a city month, over all accounts."""
+
+    month: str
+    unit: str
+    book: str
+    behaviour: str
+    into: int
+    out_of: int
 
 
 def _months() -> "Collection[storage.Doc]":
@@ -77,38 +111,187 @@ def _cursors() -> "Collection[storage.Doc]":
     return storage.strong(CursorDocument._get_collection())
 
 
-def catch_up(account: str) -> int:
-    """Take in every entry up to the head; returns the last sequence number taken in.
+# Taking in.
 
-    Two callers at once do no harm: each month refuses an entry it has already taken in.
+
+def catch_up(account: str) -> int:
+    """Take in every entry up to the head; returns the last sequence number taken in."""
+    done = cursors([account])[account]
+    while True:
+        fresh = list(book.entries(account, after_seq=done, limit=CATCH_UP_CHUNK))
+        if not fresh:
+            return done
+        _take_in({account: fresh}, {account: done})
+        done = fresh[-1].seq
+
+
+def take_in(entries: Iterable[Entry]) -> None:
+    """Take in entries of many accounts, those of one account in the order of the book.
+
+    What they do not follow on from without a gap is read from the book first.
     """
-    cursor = _cursors().find_one({"_id": account})
-    done = cursor["seq"] if cursor else 0
-    last = done
-    for entry in book.entries(account, after_seq=done, limit=CATCH_UP_MAX):
-        _take_in(entry)
-        last = entry.seq
-    if last > done:
-        _cursors().update_one({"_id": account}, {"$max": {"seq": last}}, upsert=True)
-    return last
+    fresh: dict[str, list[Entry]] = {}
+    for entry in entries:
+        fresh.setdefault(entry.account, []).append(entry)
+    done = cursors(fresh)
+    following: dict[str, list[Entry]] = {}
+    for account, found in fresh.items():
+        found = [entry for entry in found if entry.seq > done[account]]
+        if found and found[0].seq == done[account] + 1:
+            following[account] = found
+        elif found:
+            catch_up(account)
+    _take_in(following, done)
+
+
+def catch_up_to(heads: Iterable[Head]) -> int:
+    """Take in what is missing up to these heads at least; returns how many accounts lagged."""
+    heads = list(heads)
+    done = cursors(head.account for head in heads)
+    behind = [head for head in heads if head.seq > done[head.account]]
+    together: Seqs = {}
+    room = ENTRIES_MAX
+    for head in behind:
+        missing = head.seq - done[head.account]
+        if missing <= room:
+            together[head.account] = done[head.account]
+            room -= missing
+        else:
+            catch_up(head.account)
+    _take_in(book.entries_after(together), together)
+    return len(behind)
+
+
+def cursors(accounts: Iterable[str]) -> Seqs:
+    """How far each account has been taken in."""
+    wanted = list(accounts)
+    found = {row["_id"]: row["seq"] for row in _cursors().find({"_id": {"$in": wanted}})}
+    return {account: found.get(account, 0) for account in wanted}
 
 
 def rebuild(account: str) -> int:
-    """Drop an account's projection and build it again from the book."""
-    _cursors().delete_one({"_id": account})
-    _months().delete_many({"account": account})
-    return catch_up(account)
+    """Build an account's months again from its first entry; returns the last one taken in.
+
+    Nothing is dropped first: what follows the book meanwhile goes on with the old months until each
+    is replaced, and after that starts over on the new one.
+    """
+    for attempt in range(ATTEMPTS_MAX):
+        months: dict[str, Month] = {}
+        last = 0
+        for entry in book.entries(account):
+            last = entry.seq
+            for name, effect in folding.effects(entry).items():
+                months.setdefault(name, Month(account, name)).take_in(entry.seq, effect)
+        # A month that has taken in later entries than these is left, and read again.
+        behind = {"account": account, "seq": {"$lte": last}}
+        lost = _write(
+            ReplaceOne({**behind, "month": month.month}, month.dump(), upsert=True)
+            for month in months.values()
+        )
+        _months().delete_many({**behind, "month": {"$nin": list(months)}})
+        if not lost:
+            _cursors().update_one({"_id": account}, {"$max": {"seq": last}}, upsert=True)
+            return last
+        _pause(attempt)
+    raise AccountBusy(retry_after=1)
 
 
-def run(job_id: str) -> Job | None:
-    """Carry the job that brings every resident's projection up to the head to its end."""
+def _take_in(fresh: Mapping[str, Sequence[Entry]], done: Seqs) -> None:
+    """Write what entries do, then move the cursors; each account begins right behind its own."""
+    waiting = {account: found for account, found in fresh.items() if found}
+    for attempt in range(ATTEMPTS_MAX):
+        if not waiting:
+            break
+        try:
+            lost = _fold(waiting)
+        except Spoiled as spoiled:
+            account = str(spoiled).rpartition(":")[0]
+            rebuild(account)
+            lost = set(waiting)
+        waiting = {account: waiting[account] for account in lost}
+        if waiting:
+            _pause(attempt)
+    else:
+        raise AccountBusy(retry_after=1)
+    _move({account: (done[account], found[-1].seq) for account, found in fresh.items() if found})
 
-    def work(job: Job, residents: Sequence[str]) -> walks.Totals:
-        for resident in residents:
-            catch_up(resident)
-        return {"residents": len(residents)}
 
-    return walks.run(job_id, work)
+def _fold(fresh: Mapping[str, Sequence[Entry]]) -> set[str]:
+    """Add entries to their months; returns the accounts where somebody else was faster."""
+    doing: dict[tuple[str, str], list[tuple[int, Effect]]] = {}
+    for account, entries in fresh.items():
+        for entry in entries:
+            for month, effect in folding.effects(entry).items():
+                doing.setdefault((account, month), []).append((entry.seq, effect))
+    stored = {
+        (document["account"], document["month"]): document
+        for document in _months().find(
+            {
+                "account": {"$in": sorted({account for account, _ in doing})},
+                "month": {"$in": sorted({month for _, month in doing})},
+            }
+        )
+    }
+    places: list[str] = []
+    writes: list[ReplaceOne[storage.Doc]] = []
+    for (account, month), effects in doing.items():
+        document = stored.get((account, month))
+        sums = Month.load(document) if document else Month(account, month)
+        if sums.seq >= effects[-1][0]:
+            continue
+        before = {"account": account, "month": month, "seq": sums.seq, "digest": sums.digest}
+        for seq, effect in effects:
+            sums.take_in(seq, effect)
+        places.append(account)
+        writes.append(ReplaceOne(before, sums.dump(), upsert=True))
+    return {places[number] for number in _write(writes)}
+
+
+def _write(replacements: Iterable["ReplaceOne[storage.Doc]"]) -> list[int]:
+    """Replace months that are as they were read; returns the numbers of those that are not.
+
+    One that is not meets its own id when it is inserted instead.
+    """
+    writes = list(replacements)
+    if writes:
+        try:
+            _months().bulk_write(writes, ordered=False)
+        except BulkWriteError as error:
+            return [wrong["index"] for wrong in _only_duplicates(error)]
+    return []
+
+
+def _move(places: Mapping[str, tuple[int, int]]) -> None:
+    """Move cursors on from where they were read; one that has been moved meanwhile is left.
+
+    A cursor that is gone was dropped together with its months, and the next to look begins anew.
+    """
+    if not places:
+        return
+    writes = [
+        UpdateOne({"_id": account, "seq": before}, {"$set": {"seq": last}})
+        if before
+        else InsertOne({"_id": account, "seq": last})
+        for account, (before, last) in places.items()
+    ]
+    try:
+        _cursors().bulk_write(writes, ordered=False)
+    except BulkWriteError as error:
+        _only_duplicates(error)
+
+
+def _only_duplicates(error: BulkWriteError) -> list[dict[str, Any]]:
+    wrong: list[dict[str, Any]] = (error.details or {}).get("writeErrors", [])
+    if not wrong or any(one["code"] != _DUPLICATE_KEY for one in wrong):
+        raise error
+    return wrong
+
+
+def _pause(attempt: int) -> None:
+    time.sleep(random.uniform(0, min(0.002 * 2**attempt, _PAUSE_MAX_S)))
+
+
+# Reading.
 
 
 def between(account: str, first: date, last: date) -> Summary:
@@ -120,49 +303,72 @@ def between(account: str, first: date, last: date) -> Summary:
         tuple(
             cell
             for document in found
-            for cell in _cells(document["days"])
+            for cell in cells(document)
             if first.isoformat() <= cell.day <= last.isoformat()
         )
     )
 
 
-def _take_in(entry: Entry) -> None:
-    changes = moved(entry.seq, entry.cap_day, entry.refs) if entry.cap_day else []
-    if not changes:
-        return
-    assert entry.cap_day is not None
-    sums: dict[str, int] = {}
-    for one in changes:
-        grade = "yes" if one.bank_grade else "no"
-        place = f"days.{one.day}.{one.behaviour}.{one.evidence}.{grade}"
-        for name, amount in (("mg", one.mg), ("points", one.points), ("count", one.activities)):
-            sums[f"{place}.{name}"] = sums.get(f"{place}.{name}", 0) + amount
-    wanted = {
-        "account": entry.account,
-        "month": entry.cap_day[:7],
-        "seq": {"$lt": entry.seq},
-    }
-    change = {"$set": {"seq": entry.seq}, "$inc": sums}
-    try:
-        _months().update_one(wanted, change, upsert=True)
-    except DuplicateKeyError:
-        # The month exists and has this entry, or another caller just made it: once more tells.
-        _months().update_one(wanted, change)
+def months_of(accounts: Sequence[str]) -> dict[str, list[Month] | None]:
+    """The stored months of some accounts; None for an account with a spoiled one. For checks."""
+    found: dict[str, list[Month] | None] = {account: [] for account in accounts}
+    for document in _months().find({"account": {"$in": list(accounts)}}):
+        months = found[document["account"]]
+        if months is not None:
+            try:
+                months.append(Month.load(document))
+            except Spoiled:
+                found[document["account"]] = None
+    return found
 
 
-def _cells(days: dict[str, Any]) -> Iterable[Cell]:
-    for day in sorted(days):
-        for behaviour in sorted(days[day]):
-            for evidence, grades in sorted(days[day][behaviour].items()):
-                for grade, sums in sorted(grades.items()):
-                    if not any(sums.values()):
-                        continue  # Refused, or all of it taken back: nothing of that day.
-                    yield Cell(
-                        day=day,
-                        behaviour=behaviour,
-                        evidence=evidence,
-                        bank_grade=grade == "yes",
-                        mg=sums["mg"],
-                        points=sums["points"],
-                        count=sums["count"],
-                    )
+def cells(document: Mapping[str, Any]) -> list[Cell]:
+    """The cells of a stored month, in order."""
+    found = [
+        Cell(
+            day=f"{document['month']}-{day:02d}",
+            behaviour=row["behaviour"],
+            evidence=row["evidence"],
+            bank_grade=row["bank_grade"],
+            mg=mg,
+            points=points,
+            count=count,
+        )
+        for row in document["behaviours"]
+        for day, mg, points, count in row["days"]
+    ]
+    return sorted(found)
+
+
+def books_between(first_month: str, last_month: str, prefix: str = "") -> list[BookMonth]:
+    """What all accounts moved through shared books, by city month of recording and behaviour.
+
+    What funders need, for each funder: `out_of` of `issued:<funder>` are the points it issued, and
+    `into` those taken back from residents; `into` of `spent:<funder>` were spent, and `out_of` came
+    back with cancelled redemptions; `into` of `expired:<funder>` expired. In fen, `out_of` of
+    `funded:<funder>` is what it owes merchants. `out_of` of `baseline:city` are the milligrams that
+    were avoided, `into` those taken back. The behaviour is empty where an entry is about none
+    (spending, expiry) or several (restatements).
+
+    `prefix` restricts it to books that begin so. It lags the book by seconds. One pass over the
+    months of the whole city: for jobs, not for requests.
+    """
+    begins: storage.Doc = {"$eq": [{"$indexOfCP": ["$books.book", prefix]}, 0]}
+    names = ("unit", "book", "behaviour")
+    found = _months().aggregate(
+        [
+            {"$match": {"month": {"$gte": first_month, "$lte": last_month}}},
+            {"$project": {"month": 1, "books": 1}},
+            {"$unwind": "$books"},
+            {"$match": {"$expr": begins}},
+            {
+                "$group": {
+                    "_id": {"month": "$month"} | {name: f"$books.{name}" for name in names},
+                    "into": {"$sum": "$books.into"},
+                    "out_of": {"$sum": "$books.out_of"},
+                }
+            },
+        ]
+    )
+    rows = (BookMonth(into=row["into"], out_of=row["out_of"], **row["_id"]) for row in found)
+    return sorted(rows, key=lambda row: (row.month, row.unit, row.book, row.behaviour))

@@ -29,7 +29,7 @@ from accounting.clients import Kind
 from accounting.errors import ValidationFailed
 from api import tasks
 from api.config import Config
-from footprint import bills, households, methodology, replay, summaries, versions
+from footprint import bills, households, methodology, replay, summaries, upkeep, versions
 from footprint.billing_rules import BillReport
 from points import bill_crediting, crediting, milestones, restating, statements
 from points.restating import Restatement
@@ -592,7 +592,7 @@ def test_projections_are_brought_up_to_the_heads_of_everybody(anna: Caller) -> N
 
 
 def test_approving_what_is_not_a_restatement_is_not_found(anna: Caller) -> None:
-    job = walks.queue(summaries.KIND, "op", {})
+    job = upkeep.queue("op")
     assert anna.post(f"/v1/operator/jobs/{job.id}/approve").status_code == 404
     assert anna.get(f"/v1/operator/methodology/restatements/{job.id}").status_code == 404
 

@@ -6,7 +6,7 @@ import marshmallow as ma
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import audit, walks
+from accounting import audit
 from api import tasks
 from api.idempotency import idempotent
 from api.numbers import CityDay, Schema
@@ -20,7 +20,7 @@ from api.views.methodology import (
     one_is_enough,
     queue_preview,
 )
-from footprint import preview, summaries, versions
+from footprint import preview, upkeep, versions
 from points import passing, restating
 from rewards import settlement
 
@@ -28,7 +28,7 @@ from rewards import settlement
 FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     restating.KIND: (frozenset({"methodology", "month"}), frozenset({"reason"})),
     preview.KIND: (frozenset({"draft"}), frozenset({"month"})),
-    summaries.KIND: (frozenset(), frozenset()),
+    upkeep.KIND: (frozenset(), frozenset()),
     passing.KIND: (frozenset(), frozenset()),
     settlement.KIND: (frozenset(), frozenset({"from", "to"})),
 }
@@ -120,7 +120,7 @@ def _preview(wanted: dict[str, Any]) -> tuple[str, bool]:
 
 
 def _projections(_: dict[str, Any]) -> tuple[str, bool]:
-    job = walks.queue(summaries.KIND, caller().id, {})
+    job = upkeep.queue(caller().id)
     audit.note(caller().id, "projections asked for", job.id)
     tasks.nudge(tasks.run_job, job.id)
     return job.id, False
@@ -143,7 +143,7 @@ def _settle(wanted: dict[str, Any]) -> tuple[str, bool]:
 START = {
     restating.KIND: _restate,
     preview.KIND: _preview,
-    summaries.KIND: _projections,
+    upkeep.KIND: _projections,
     passing.KIND: _let_time_pass,
     settlement.KIND: _settle,
 }

@@ -12,7 +12,7 @@ from accounting.book import Ask, Decision, Head, Line, Wanted
 from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
 from faults import mess
-from footprint import activities, reviews, versions
+from footprint import activities, reviews, summaries, upkeep, versions
 from footprint.rules import Report
 from integrations import closing, exports, imports, reversals
 from points import batches, crediting, deciding, feed, holds, passing, restating
@@ -237,6 +237,12 @@ def _patiently(do: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     raise AssertionError("still busy after 100 tries")
 
 
+def follow_book(heads: dict[str, int]) -> dict[str, int]:
+    """Follow the book until these heads are taken in; returns the cursors then."""
+    upkeep.follow(lambda: summaries.cursors(heads) == heads)
+    return summaries.cursors(heads)
+
+
 def bus_rows(job: Job, raw: Sequence[dict[str, Any]]) -> list[imports.RowResult]:
     """Take rows of bus rides through the feed, as the worker does behind the row schema."""
     rows = [
@@ -279,6 +285,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         close_account,
         run_import,
         run_restatement,
+        follow_book,
         run_reversal,
         run_passing,
         hold,

@@ -1,0 +1,35 @@
+"""The process that follows the book and keeps the summaries: `python -m api.follower`.
+
+It needs MongoDB alone, so the summaries go on while the queue is away. Two of them do no harm.
+"""
+
+import os
+import signal
+import threading
+from types import FrameType
+
+from accounting import storage, vault
+from api import logs
+from api.config import Config
+from footprint import upkeep, versions
+
+
+def main() -> None:
+    config = Config.from_env(os.environ)
+    logs.configure(config.log_level)
+    vault.configure(config.secret)
+    asked = threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        asked.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    storage.connect(config.mongodb_uri)
+    versions.install()
+    upkeep.follow(asked.is_set)
+    storage.disconnect()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Keeping the summaries at the heads of the book: following it, walking it, checking them.
+
+Following is what a process of its own does all day. The walk is a job: every account is brought up
+to its head, and the nightly one checks the sums of a thirtieth of the accounts against the balances
+the book keeps; whatever does not agree is built again, and an alarm says so.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+
+from accounting import alarms, book, following, walks
+from accounting.book import Head
+from accounting.jobs import Job
+from footprint import folding, intake, summaries
+from footprint.folding import Month
+
+KIND = "projections"
+FOLLOWER = "summaries"
+ALARM = "summary_differs"
+# The nightly job checks the sums of one part of the accounts, so the whole city in a month.
+PARTS = 30
+PAGE = 500
+
+
+def follow(stopping: Callable[[], bool]) -> None:
+    """Take entries in as they are recorded, until `stopping`."""
+    following.follow(FOLLOWER, summaries.take_in, walk, stopping)
+
+
+def walk() -> None:
+    """Bring every account up to its head."""
+    after = ""
+    while heads := book.heads_after(after, PAGE):
+        summaries.catch_up_to(heads.values())
+        after = max(heads)
+
+
+def queue(owner: str, *, rebuild: bool = False, part: int | None = None) -> Job:
+    """A job over every account of the book: bring it to the head and check its sums.
+
+    With `part` only the sums of that part are checked; with `rebuild` all months are built again.
+    """
+    return walks.queue(KIND, owner, {"rebuild": rebuild, "part": part})
+
+
+def run(job_id: str) -> Job | None:
+    """Carry the job to its end; see `walks.run`."""
+
+    def work(job: Job, accounts: Sequence[str]) -> walks.Totals:
+        if job.arguments["rebuild"]:
+            for account in accounts:
+                summaries.rebuild(account)
+            return {"accounts": len(accounts), "rebuilt": len(accounts)}
+        heads = book.heads(accounts).values()
+        lagged = summaries.catch_up_to(heads)
+        part = job.arguments["part"]
+        wrong = differing(head for head in heads if part in (None, part_of(head.account)))
+        for account in wrong:
+            alarms.sound(ALARM, account, job=job.id)
+            summaries.rebuild(account)
+        return {"accounts": len(accounts), "lagged": lagged, "rebuilt": len(wrong)}
+
+    return walks.run(job_id, work, ids_after=book.accounts_after)
+
+
+def totals(job_id: str) -> walks.Totals:
+    """What a walk has added up so far: accounts, how many lagged, how many were built again."""
+    return walks.totals(job_id)
+
+
+def part_of(account: str) -> int:
+    """Which part of the accounts an account is in, always the same."""
+    return zlib.crc32(account.encode()) % PARTS
+
+
+def differing(heads: Iterable[Head]) -> list[str]:
+    """The accounts whose months do not add up to what the book says at their heads.
+
+    One that moved on meanwhile is left for another night.
+    """
+    known = {head.account: head for head in heads}
+    return [
+        account
+        for account, months in summaries.months_of(list(known)).items()
+        if months is None or _differs(known[account], months)
+    ]
+
+
+def _differs(head: Head, months: Sequence[Month]) -> bool:
+    if max((month.seq for month in months), default=0) > head.seq:
+        return False
+    mg, sums = folding.totals(months)
+    # All that the books hold of a unit is zero: what the shared ones gained the own ones lost.
+    for name, held in head.after.get("balances", {}).items():
+        unit = name.partition("/")[0]
+        sums[unit] = sums.get(unit, 0) + held
+    return mg != intake.lifetime_mg(head) or any(sums.values())
