@@ -13,11 +13,13 @@ from typing import Any
 import machine
 import pytest
 from callers import Caller, resident, said
+from callers import machine as client_of
 from drafts import cleaner_bus, nothing_left_behind, published
 from flask import Flask
 from lives import at, did
 
 from accounting import clock, tokens
+from accounting.clients import Kind
 from footprint import activities, households, methodology, reasons, reviews
 from footprint.activities import Activity
 from footprint.billing_rules import BillReport
@@ -119,6 +121,16 @@ def test_each_step_is_a_sentence_in_the_readers_language(me: Caller) -> None:
     )
     assert english["evidence"]["why"] == "A record that a data partner sent under its own key."
     assert working(english) == [("quantity", "5.2"), ("formula", "139880"), ("rounding", "139880")]
+
+
+def test_an_operator_can_answer_why(app: Flask, me: Caller) -> None:
+    ride = did(me.id, "bus_km", "5.2", f"{DAY} 08:00", minutes=20)
+    support = client_of(app, Kind.OPERATOR)
+    path = f"/v1/operator/activities/{ride.id}/explanation"
+    english = {"Accept-Language": "en"}
+    assert support.get(path, headers=english).get_json() == explained(me, ride)
+    assert said(support.get("/v1/operator/activities/act_0/explanation")) == (404, "not_found")
+    assert said(me.get(path)) == (403, "forbidden")
 
 
 def test_what_no_decimal_can_say_is_a_fraction(me: Caller) -> None:

@@ -151,7 +151,7 @@ class Activities(MethodView):
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """My activities, newest first"""
         answer = newest(wanted, partial(activities.of_resident, caller().id))
-        return answer | {"items": [shown(_settled(one)) for one in answer["items"]]}
+        return answer | {"items": [shown(settled(one)) for one in answer["items"]]}
 
 
 @blueprint.route("/v1/activities/batch")
@@ -215,10 +215,10 @@ def mine(activity_id: str) -> Activity:
     found = activities.by_id(activity_id)
     if found is None or found.resident != caller().id:
         raise NotFound()
-    return _settled(found)
+    return settled(found)
 
 
-def _settled(activity: Activity) -> Activity:
+def settled(activity: Activity) -> Activity:
     """An activity a crash left without its outcome gets it now rather than at the next sweep."""
     return activity if activity.state == activities.SETTLED else crediting.resume(activity)
 

@@ -6,13 +6,14 @@ import marshmallow as ma
 from flask.views import MethodView
 from marshmallow import fields, validate
 
+from accounting.errors import NotFound
 from api.numbers import Quantity
 from api.openapi import Blueprint
 from api.problems import language
-from api.security import RESIDENT, caller, door
-from api.views.activities import mine
+from api.security import OPERATOR, RESIDENT, caller, door
+from api.views.activities import mine, settled
 from api.views.households import my_bill
-from footprint import reviews, working
+from footprint import activities, reviews, working
 from points import explaining
 
 EXACT = {"description": "An exact number as text: `5.2`, or a fraction like `620/29`."}
@@ -151,6 +152,18 @@ class ActivityExplanation(MethodView):
     def get(self, activity_id: str) -> dict[str, Any]:
         """How the grams and points of an activity came about, or why there are none"""
         return explaining.of_activity(mine(activity_id), language())
+
+
+@blueprint.route("/v1/operator/activities/<activity_id>/explanation")
+class AnyExplanation(MethodView):
+    @door(OPERATOR, area="support")
+    @blueprint.response(200, ExplanationAnswer)
+    def get(self, activity_id: str) -> dict[str, Any]:
+        """Why somebody's activity was credited so: what the resident sees"""
+        found = activities.by_id(activity_id)
+        if found is None:
+            raise NotFound()
+        return explaining.of_activity(settled(found), language())
 
 
 @blueprint.route("/v1/me/bills/<bill_id>/explanation")
