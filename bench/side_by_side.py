@@ -17,8 +17,8 @@ out = Console(width=110)
 
 
 @contextmanager
-def fresh_store() -> Iterator[None]:
-    """A MongoDB of its own, as the product starts it, connected and indexed."""
+def fresh_store() -> Iterator[str]:
+    """A MongoDB of its own, as the product starts it, connected and indexed; its URI."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         (folder / "log").mkdir()
@@ -27,7 +27,7 @@ def fresh_store() -> Iterator[None]:
             vault.configure(bytes(range(32)))
             storage.ensure_indexes()
             try:
-                yield
+                yield store.url
             finally:
                 storage.disconnect()
 

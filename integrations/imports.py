@@ -5,6 +5,7 @@ the next worker starts at the last chunk recorded; rows of it that were taken al
 duplicates of themselves, so nothing has a second effect.
 """
 
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from integrations import feeds
 from integrations.feeds import FeedRow, FileRefused, Unreadable
 
 CHUNK_ROWS = 1_000
+READ_BYTES = 256 * 1024
 FILE_BYTES_MAX = 2 * 1024**3
 
 
@@ -41,6 +43,21 @@ class RowResult:
 
 # Takes plain rows of a job in and says what became of each, in order.
 TakeRows = Callable[[Job, Sequence[dict[str, Any]]], list[RowResult]]
+
+
+class _Blocks(io.RawIOBase):
+    """A stored file by blocks: GridFS itself hands out lines byte by byte."""
+
+    def __init__(self, stored: gridfs.GridOut) -> None:
+        self.stored = stored
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self.stored.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
 
 
 def _files() -> gridfs.GridFSBucket:
@@ -74,7 +91,7 @@ def run(job_id: str, take_rows: TakeRows) -> Job | None:
         with _files().open_download_stream(job.id) as data:
             arguments = job.arguments
             rows = feeds.rows(
-                data,
+                io.BufferedReader(_Blocks(data), READ_BYTES),
                 media_type=arguments["media_type"],
                 gzipped=arguments["gzipped"],
                 size=arguments["size"],
