@@ -60,6 +60,7 @@ class ActivityDocument(me.Document):
     mature_at = me.DateTimeField()
     merged_into = me.StringField()
     merged_from = me.ListField(me.StringField())
+    same = me.StringField()
     seq = me.IntField()
     # The file it came with, for taking a whole file back.
     job = me.StringField()
@@ -118,6 +119,7 @@ class Activity:
     seq: int | None = None
     job: str | None = None
     merged_from: tuple[str, ...] = ()
+    same: str | None = None
 
     @property
     def amount(self) -> Decimal:

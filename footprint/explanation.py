@@ -278,6 +278,7 @@ def _facts(activity: Activity, rules_then: Methodology, behaviour: Behaviour) ->
         "gap_minutes_min": limits.gap_minutes_min,
         "day_count": caps.day_count,
         "month_count": caps.month_count,
+        "same_count": behaviour.same.day_count if behaviour.same else None,
         "day_g": working.shown_g(caps.day_mg or 0),
         "overall_day_g": working.shown_g(rules_then.overall_day_mg),
     }

@@ -13,11 +13,15 @@ from footprint import rules
 from footprint.methodology import Behaviour, Methodology
 from footprint.rules import Counts, Report
 
-# The counters of one city day, by behaviour, with `_overall`, `_netted` and `_stop` beside them.
+# The counters of one city day, by behaviour, with `_overall`, `_netted`, `_earned` and `_stop`
+# beside them: what transit was worth before a stop-driving day covered any, what both earned.
 Held = dict[str, Any]
 Refs = Mapping[str, Any]
 # Why a record earned nothing or no more: another source told of the same trip, at least as well.
 SAME_TRIP = "same_trip"
+
+
+_AMOUNTS = ("mg", "counted", "gross_mg", "covered_mg")
 
 
 def count(held: Held, refs: Refs, rules_then: Methodology) -> None:
@@ -31,15 +35,30 @@ def count(held: Held, refs: Refs, rules_then: Methodology) -> None:
     held[code] = [used + refs["counted"], gross_mg + refs["gross_mg"], best, best_of]
     if refs["overall"]:
         held["_overall"] = held.get("_overall", 0) + refs["mg"]
+    if refs.get("same"):
+        of_same = f"{code}/{refs['same']}"
+        held[of_same] = held.get(of_same, 0) + refs["counted"]
     behaviour = rules_then.behaviours[code]
-    if is_netted(behaviour, rules_then):
+    netted = is_netted(behaviour, rules_then)
+    if netted:
         held["_netted"] = held.get("_netted", 0) + refs["gross_mg"]
+    if netted or behaviour.nets:
+        held["_earned"] = held.get("_earned", 0) + refs["gross_mg"] - refs.get("covered_mg", 0)
     if behaviour.nets and refs["counted"]:
         held["_stop"] = rules.quantify(behaviour, Decimal(1)) if refs["counted"] > 0 else None
 
 
-def counts(held: Held, behaviour: Behaviour, rules_then: Methodology, month_used: int) -> Counts:
-    """What a day holds, as the rules ask for it; `month_used` is this behaviour's in the month."""
+def counts(
+    held: Held,
+    behaviour: Behaviour,
+    rules_then: Methodology,
+    month_used: int,
+    same: str | None = None,
+) -> Counts:
+    """What a day holds, as the rules ask for it; `month_used` is this behaviour's in the month.
+
+    `same` is what else of the day the behaviour's own rule counts together with it.
+    """
     used, mg, best, best_of = held.get(behaviour.code, (0, 0, None, None))
     return Counts(
         used=used,
@@ -50,6 +69,8 @@ def counts(held: Held, behaviour: Behaviour, rules_then: Methodology, month_used
         best_of=best_of,
         netted_mg=held.get("_netted", 0),
         stop_factor_mg=held.get("_stop") if is_netted(behaviour, rules_then) else None,
+        earned_mg=held.get("_earned", 0),
+        same_used=held.get(f"{behaviour.code}/{same}", 0) if same else 0,
     )
 
 
@@ -60,7 +81,7 @@ def is_netted(behaviour: Behaviour, rules_then: Methodology) -> bool:
 
 def undone(refs: Refs) -> dict[str, Any]:
     """The refs of the entry that takes an activity back: the same, with the amounts negated."""
-    negated = {name: -refs[name] for name in ("mg", "counted", "gross_mg")}
+    negated = {name: -refs[name] for name in _AMOUNTS if name in refs}
     kept = {name: value for name, value in refs.items() if name != "replaces"}
     return {**kept, **negated, "status": "reversed", "best": None}
 
@@ -106,6 +127,8 @@ _REPLACED = frozenset(
         "mg",
         "counted",
         "gross_mg",
+        "covered_mg",
+        "same",
         "overall",
         "best",
         "bank_grade",

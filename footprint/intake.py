@@ -21,6 +21,8 @@ from footprint.rules import Counts, Report
 UNIT, REDUCTION, BASELINE = "co2e_mg", "reduction", "baseline:city"
 # Day counters of the newest days live in the state; older days are summed from their entries.
 DAYS_KEPT = 3
+# Of a hash that tells apart what one resident does in one day.
+SAME_CHARACTERS = 12
 
 
 def fact_of(
@@ -66,6 +68,7 @@ def fact_of(
         reasons=assessment.reasons,
         claim=_claim(behaviour, report, resident, activity_id),
         line=vault.keyed_hash("line", str(line)) if line else None,
+        same=_same(behaviour, report),
         job=job,
     )
 
@@ -79,6 +82,15 @@ def fingerprint(report: Report, subject: str = "") -> str:
         clock.cut(report.end).isoformat() if report.end else "",
         subject,
         *(f"{name}={value}" for name, value in sorted(report.attributes.items())),
+    )
+
+
+def _same(behaviour: Behaviour, report: Report) -> str | None:
+    """What else of a day is counted together with it, as a hash short enough for the state."""
+    rule = behaviour.same
+    value = report.attributes.get(rule.attribute) if rule is not None else None
+    return (
+        vault.keyed_hash("same", f"{behaviour.code}/{value}")[:SAME_CHARACTERS] if value else None
     )
 
 
@@ -150,14 +162,15 @@ def judge(
     replaced = [trip.replaced() for trip in meeting.replaces]
     for one in replaced:
         counters.add(day, one)
-    before = counters.counts(head, behaviour, rules_then, day, replaced)
+    before = counters.counts(head, behaviour, rules_then, day, activity.same, replaced)
     credit = rules.credit(rules_then, behaviour, report, before)
-    reasons = credit.reasons
+    reasons = credit.reasons + rules.flags(behaviour, report)
     if rules_then.stale(clock.city_day(activity.received_at)):
         reasons += ("stale_factor",)
     status = "merged" if credit.merged_into else "capped" if credit.reasons else "credited"
     refs = _refs(activity, status, reasons, credit.mg, credit.counted, credit.merged_into)
     refs["gross_mg"] = credit.gross_mg
+    refs["covered_mg"] = credit.covered_mg
     if behaviour.formula == "capped_steps" and credit.counted:
         refs["best"] = activity.quantity
     refs["overall"] = behaviour.dimension in rules_then.overall_dimensions
@@ -218,6 +231,7 @@ def report_of(activity: Activity) -> Report:
         start=activity.start,
         end=activity.end,
         attributes=activity.attributes,
+        same=activity.same,
     )
 
 
@@ -251,6 +265,7 @@ def _refs(
         "start": activity.start,
         "end": activity.end,
         "line": activity.line,
+        "same": activity.same,
         "trip": activity.attributes.get("trip") is True,
         "quantity": activity.quantity,
         "status": status,
@@ -346,6 +361,7 @@ class _Counters:
         behaviour: Behaviour,
         rules_then: Methodology,
         day: date,
+        same: str | None = None,
         less: Sequence[Refs] = (),
     ) -> Counts:
         """What day and month hold; `less` is what was added here and is in no entry yet."""
@@ -354,7 +370,7 @@ class _Counters:
             for part in (*_parts(head, day, day), *less):
                 _count(on_day, part)
         month_used = self._month_used(head, behaviour, clock.month_of(day), less)
-        return held.counts(on_day, behaviour, rules_then, month_used)
+        return held.counts(on_day, behaviour, rules_then, month_used, same)
 
     def _month_used(
         self, head: Head, behaviour: Behaviour, month: str, less: Sequence[Refs]

@@ -12,7 +12,7 @@ from decimal import Decimal
 import mongoengine as me
 from pymongo.collection import Collection
 
-from accounting import storage, vault
+from accounting import clock, storage, vault
 from footprint.activities import SourceEventConflict
 from footprint.rules import Report
 
@@ -64,8 +64,12 @@ def park_many(rows: Sequence[Parked]) -> list[tuple[Parked, bool] | SourceEventC
 
     `SourceEventConflict` is the answer when an event id is parked with other content.
     """
-    fresh = set(storage.insert_new(_parked(), [_document(row) for row in rows]))
+    fresh = set(storage.insert_new(_parked(), _documents(rows)))
     there = [row for place, row in enumerate(rows) if place not in fresh]
+    if there and _sweep_expired(there):
+        again = [place for place in range(len(rows)) if place not in fresh]
+        fresh |= {again[place] for place in storage.insert_new(_parked(), _documents(there))}
+        there = [row for place, row in enumerate(rows) if place not in fresh]
     earlier = {
         (document["source"], document["event_id"]): _row(document)
         for source in {row.source for row in there}
@@ -87,6 +91,20 @@ def park_many(rows: Sequence[Parked]) -> list[tuple[Parked, bool] | SourceEventC
     return results
 
 
+def _sweep_expired(rows: Sequence[Parked]) -> int:
+    """Delete what has expired of these events; the server does it some time afterwards."""
+    wanted = {
+        "source": {"$in": sorted({row.source for row in rows})},
+        "event_id": {"$in": [row.event_id for row in rows]},
+        "expires_at": {"$lte": clock.now()},
+    }
+    return _parked().delete_many(wanted).deleted_count
+
+
+def _documents(rows: Sequence[Parked]) -> list[storage.Doc]:
+    return [_document(row) for row in rows]
+
+
 def _document(row: Parked) -> storage.Doc:
     return {
         "_id": row.id,
@@ -102,8 +120,9 @@ def _document(row: Parked) -> storage.Doc:
 
 
 def of_external(external_hash: str) -> list[Parked]:
-    """Everything parked for one external id, in order of arrival."""
-    found = _parked().find({"external_hash": external_hash}).sort("_id", 1).limit(CREDIT_MAX)
+    """What is parked for one external id and has not expired, in order of arrival."""
+    wanted = {"external_hash": external_hash, "expires_at": {"$gt": clock.now()}}
+    found = _parked().find(wanted).sort("_id", 1).limit(CREDIT_MAX)
     return [_row(document) for document in found]
 
 

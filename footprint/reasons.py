@@ -81,6 +81,18 @@ REASONS: Final[dict[str, dict[Language, str]]] = {
         "en": "The number credited per day is reached.",
         "zh": "已达到每日计入次数上限。",
     },
+    "same_merchant_cap": {
+        "en": "Three payments a day are credited at one merchant.",
+        "zh": "同一商户每天最多计入三次支付。",
+    },
+    "step_cadence": {
+        "en": "More than 200 steps a minute; credited, and marked for a closer look.",
+        "zh": "步频超过每分钟 200 步；已计入并标记待查。",
+    },
+    "manual_part_dropped": {
+        "en": "The part entered by hand was left out; what the sensor counted is credited.",
+        "zh": "手动录入的部分未计入，仅计传感器记录的部分。",
+    },
     "month_count_cap": {
         "en": "The number credited per month is reached.",
         "zh": "已达到每月计入次数上限。",
@@ -264,6 +276,10 @@ NEEDED: Final[dict[str, dict[Language, str]]] = {
     "day_count_cap": {
         "en": "A day on which fewer than {day_count} are credited.",
         "zh": "当天已计入次数应少于 {day_count} 次。",
+    },
+    "same_merchant_cap": {
+        "en": "A merchant at which fewer than {same_count} payments of the day are credited.",
+        "zh": "当天在该商户已计入的支付应少于 {same_count} 次。",
     },
     "month_count_cap": {
         "en": "A month in which fewer than {month_count} are credited.",

@@ -219,6 +219,7 @@ class _Month:
             start=refs["start"],
             end=refs["end"],
             attributes={"trip": refs["trip"]},
+            same=refs["same"],
         )
         if self._refused(entry, behaviour, report):
             return {**refs, **_NOTHING}
@@ -233,6 +234,7 @@ class _Month:
             behaviour,
             self.rules_now,
             self.used.get(behaviour.code, 0),
+            refs["same"],
         )
         credit = rules.credit(self.rules_now, behaviour, report, counts)
         highest = behaviour.formula == "capped_steps" and credit.counted
@@ -243,6 +245,7 @@ class _Month:
             "mg": credit.mg,
             "counted": credit.counted,
             "gross_mg": credit.gross_mg,
+            "covered_mg": credit.covered_mg,
             "best": refs["quantity"] if highest else None,
             "overall": behaviour.dimension in self.rules_now.overall_dimensions,
             "bank_grade": self._bank_grade(entry, behaviour),
@@ -298,6 +301,7 @@ _NOTHING: Refs = {
     "mg": 0,
     "counted": 0,
     "gross_mg": 0,
+    "covered_mg": 0,
     "best": None,
     "overall": False,
     "bank_grade": False,

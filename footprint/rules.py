@@ -13,6 +13,9 @@ from accounting.quantities import floor_mg
 from footprint.methodology import Behaviour, Methodology, Plausible
 
 TRIP_MAX = timedelta(days=1)
+# The part of a health total that was entered by hand; it is told, and is no part of the quantity.
+MANUAL = "manual_quantity"
+_KEPT = ("trip", "category", MANUAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class Report:
     start: datetime
     end: datetime | None = None
     attributes: Mapping[str, str | int | bool] = field(default_factory=dict)
+    # The hash of what the behaviour's `same` rule counts by, once it is known.
+    same: str | None = None
 
     @property
     def over(self) -> datetime:
@@ -52,7 +57,9 @@ class Counts:
     before the overall cap: so neither hands out this behaviour's own grams a second time.
     `overall_mg` is what was credited over the capped dimensions; `best` is the day's highest total
     of a behaviour where the highest wins, `best_of` its activity. `netted_mg` is what transit and
-    cycling were worth that day; `stop_factor_mg` what a stop-driving day is, None without one.
+    cycling were worth that day; `stop_factor_mg` what a stop-driving day is, None without one;
+    `earned_mg` what all of these earned together. `same_used` is what the day holds of the same
+    merchant.
     """
 
     used: int = 0
@@ -63,6 +70,8 @@ class Counts:
     best_of: str | None = None
     netted_mg: int = 0
     stop_factor_mg: int | None = None
+    earned_mg: int = 0
+    same_used: int = 0
 
     def amounts(self) -> dict[str, int]:
         """Its amounts that are not nought: what an entry keeps of it for the explanation."""
@@ -73,6 +82,8 @@ class Counts:
             "overall_mg": self.overall_mg,
             "netted_mg": self.netted_mg,
             "stop_factor_mg": self.stop_factor_mg or 0,
+            "earned_mg": self.earned_mg,
+            "same_used": self.same_used,
         }
         return {name: amount for name, amount in found.items() if amount}
 
@@ -90,7 +101,8 @@ class Step:
 class Credit:
     """What the rules grant: milligrams, units counted, reasons for anything trimmed, the working.
 
-    `gross_mg` is the worth before a stop-day covered any of it and before the overall cap.
+    `gross_mg` is the worth before a stop-day covered any of it and before the overall cap,
+    `covered_mg` what the stop-day covered of it.
     """
 
     mg: int
@@ -99,6 +111,7 @@ class Credit:
     reasons: tuple[str, ...]
     steps: tuple[Step, ...]
     merged_into: str | None = None
+    covered_mg: int = 0
 
 
 def assess(
@@ -205,14 +218,37 @@ def credit(methodology: Methodology, behaviour: Behaviour, report: Report, day: 
     counted, quantity = _countable(behaviour, report, day, working)
     working.set("formula", quantify(behaviour, quantity, by_trip=report.by_trip))
     if behaviour.nets:
-        working.cap("net_of_transit", max(working.mg - day.netted_mg, 0))
+        working.cap("net_of_transit", max(max(working.mg, day.netted_mg) - day.earned_mg, 0))
     _cap_own(behaviour, day, working)
     gross_mg = working.mg
     if day.stop_factor_mg is not None:
-        covered_mg = max(day.stop_factor_mg - day.netted_mg, 0)
-        working.cap("stop_day_covers", max(working.mg - covered_mg, 0))
+        # The day earns its own worth or that of its trips, whichever is more; so far it has less
+        # than either where something was taken back.
+        day_mg = max(day.stop_factor_mg, day.netted_mg + gross_mg)
+        working.cap("stop_day_covers", max(day_mg - day.earned_mg, 0))
+    covered_mg = gross_mg - working.mg
     _cap_overall(methodology, behaviour, day, working)
-    return Credit(working.mg, counted, gross_mg, tuple(working.reasons), tuple(working.steps))
+    return Credit(
+        working.mg,
+        counted,
+        gross_mg,
+        tuple(working.reasons),
+        tuple(working.steps),
+        covered_mg=covered_mg,
+    )
+
+
+def flags(behaviour: Behaviour, report: Report) -> tuple[str, ...]:
+    """What is marked about a report that is credited all the same."""
+    found = []
+    per_minute_max = behaviour.plausible.per_minute_max
+    if per_minute_max is not None and report.end is not None:
+        milliseconds = (report.end - report.start) // timedelta(milliseconds=1)
+        if report.quantity * 60_000 > per_minute_max * milliseconds:
+            found.append("step_cadence")
+    if MANUAL in report.attributes:
+        found.append("manual_part_dropped")
+    return tuple(found)
 
 
 class _Working:
@@ -244,6 +280,7 @@ def _countable(
     for rule, cap, used in (
         ("day_count_cap", behaviour.caps.day_count, day.used),
         ("month_count_cap", behaviour.caps.month_count, day.month_used),
+        ("same_merchant_cap", _same_max(behaviour, report), day.same_used),
     ):
         if cap is not None and cap - used < allowed:
             allowed = max(cap - used, 0)
@@ -252,6 +289,10 @@ def _countable(
     if allowed == wanted:
         return wanted, report.quantity
     return allowed, Decimal(allowed)
+
+
+def _same_max(behaviour: Behaviour, report: Report) -> int | None:
+    return behaviour.same.day_count if behaviour.same is not None and report.same else None
 
 
 def _cap_own(behaviour: Behaviour, day: Counts, working: _Working) -> None:
@@ -295,9 +336,18 @@ def overlaps(one: Report, start: datetime, end: datetime) -> bool:
     return one.start < other and start < mine
 
 
+def without_manual(report: Report, manual: Decimal | None) -> Report:
+    """The sensor's part of a health total, with what was entered by hand told beside it.
+
+    Where all of it was, it stays as it was told: the reporter's word.
+    """
+    if manual is None or manual >= report.quantity:
+        return report
+    told = {**report.attributes, MANUAL: format(manual.normalize(), "f")}
+    return replace(report, quantity=report.quantity - manual, attributes=told)
+
+
 def without_attributes(report: Report) -> Report:
     """The report as it may be kept: external numbers are claimed by hash, never stored."""
-    kept = {
-        name: report.attributes[name] for name in ("trip", "category") if name in report.attributes
-    }
+    kept = {name: report.attributes[name] for name in _KEPT if name in report.attributes}
     return replace(report, attributes=kept)

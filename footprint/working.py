@@ -69,6 +69,11 @@ _SAYS: Final[dict[str, dict[Language, str]]] = {
         "zh": "每月最多计入 {cap} 次，此前已计 {used}，本次还可计 {value}。",
         "en": "{cap} a month are credited; {used} were before this one, which leaves {value}.",
     },
+    "same_merchant_cap": {
+        "zh": "同一商户每天最多计入 {cap} 次，此前已计 {used}，本次还可计 {value}。",
+        "en": "{cap} a day are credited at one merchant; {used} were before this one, which "
+        "leaves {value}.",
+    },
     "formula": {
         "zh": "乘以每{per}减排 {factor_g} 克，得 {result_g} 克。",
         "en": "Times {factor_g} g for each {per}: {result_g} g.",
@@ -91,9 +96,9 @@ _SAYS: Final[dict[str, dict[Language, str]]] = {
         "which leaves {value_g} g.",
     },
     "stop_day_covers": {
-        "zh": "当天停驶减排 {cap_g} 克，其他出行已抵 {used_g} 克，其余 {value_g} 克涵盖本次出行。",
-        "en": "Of the {cap_g} g of the day the car stayed at home, other trips had taken up "
-        "{used_g} g; the other {value_g} g cover this trip.",
+        "zh": "停驶日计 {cap_g} 克，其他出行已抵 {used_g} 克，其余涵盖本次的 {value_g} 克。",
+        "en": "The day the car stayed at home is worth {cap_g} g; other trips had taken up "
+        "{used_g} g of that. {value_g} g of this trip are covered by the rest.",
     },
     "overall_day_cap": {
         "zh": "出行与支付类每天合计最多计 {cap_g} 克，此前已用 {used_g} 克，还可计 {value_g} 克。",
@@ -237,6 +242,14 @@ def factor_of(behaviour: Behaviour, *, by_trip: bool = False) -> Factor:
     return Factor(behaviour.factor_id, per, behaviour.mg_num, behaviour.mg_den)
 
 
+# What the caps of counts had used before, in `rules.Counts`.
+_COUNTED: Final = {
+    "day_count_cap": "used",
+    "month_count_cap": "month_used",
+    "same_merchant_cap": "same_used",
+}
+
+
 def of_activity(
     refs: Mapping[str, Any], rules_then: Methodology, behaviour: Behaviour, *, by_trip: bool
 ) -> list[Step]:
@@ -247,22 +260,20 @@ def of_activity(
     run.add("quantity", "take", Fraction(refs["quantity"]))
     overall_mg = rules_then.overall_day_mg
     for rule, mg, limit in refs.get("steps", ()):
-        if rule in ("day_count_cap", "month_count_cap"):
-            used = before.get("used" if rule == "day_count_cap" else "month_used", 0)
+        if rule in _COUNTED:
+            used = before.get(_COUNTED[rule], 0)
             run.add(rule, "at_most", max(limit - used, 0), cap=limit, used=used)
         elif rule == "formula":
             if behaviour.step_limit is not None and run.number > behaviour.step_limit:
                 run.add("step_limit", "at_most", behaviour.step_limit)
             run.times(factor)
-        elif rule == "less_lower_total":
+        elif rule == "less_lower_total" or rule == "net_of_transit":
             run.add(rule, "minus", run.number - mg)
-        elif rule == "net_of_transit":
-            run.add(rule, "minus", before["netted_mg"])
         elif rule == "day_gram_cap":
             run.add(rule, "at_most", limit, cap=behaviour.caps.day_mg, used=before.get("mg", 0))
         elif rule == "stop_day_covers":
             whole, used = before["stop_factor_mg"], before.get("netted_mg", 0)
-            run.add(rule, "minus", whole - used, cap=whole, used=used)
+            run.add(rule, "minus", run.number - mg, cap=whole, used=used)
         elif rule == "overall_day_cap":
             run.add(rule, "at_most", limit, cap=overall_mg, used=before.get("overall_mg", 0))
         else:

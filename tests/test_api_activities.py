@@ -511,6 +511,7 @@ def test_behaviours_are_open_to_all_and_say_everything_a_phone_needs(app: Flask)
     assert bike["limits"] == {
         "quantity_min": Decimal("0.3"), "quantity_max": 15, "kmh_min": 4, "kmh_max": 25,
         "gap_minutes_min": None, "amount_fen_min": None, "step_limit": None,
+        "per_minute_max": None, "same_day_count": None,
     }  # fmt: skip
     assert bike["caps"] == {"day_g": 730, "day_count": 10, "month_count": None}
     assert (bike["maturity"], bike["evidence"]) == ({"hours": 0}, ["A", "B"])

@@ -346,6 +346,43 @@ def test_a_car_charged_twice_a_day_belongs_to_one_resident_and_one_behaviour() -
     assert tell("ev_km", 10, "2026-05-19 10:00", vehicle="v").mg == 790_000
 
 
+def test_a_car_that_was_charged_or_driven_did_not_stay_at_home() -> None:
+    assert tell("ev_charge_kwh", 2, "2026-05-20 07:00", vehicle="v").mg == 952_000
+    assert tell("car_stop_day", 1, "2026-05-20 00:00", vehicle="v").reasons == ("already_credited",)
+    assert tell("car_stop_day", 1, "2026-05-19 00:00", vehicle="v").mg == 2_396_000
+    assert tell("ev_km", 10, "2026-05-19 09:00", who=BO, vehicle="v").reasons == (
+        "already_credited",
+    )
+
+
+def test_a_vehicle_day_is_free_when_the_last_that_held_it_is_taken_back() -> None:
+    charges = [tell("ev_charge_kwh", 2, f"2026-05-20 0{hour}:00", vehicle="v") for hour in (7, 9)]
+    for charge in charges:
+        assert tell("ev_km", 10, who=BO, vehicle="v").reasons == ("already_credited",)
+        crediting.reverse(charge, reason="refund", by="operator")
+        # One who still carries what it was does not take it again.
+        assert crediting.resume(charge).status == "reversed"
+    assert storage.database()["claims"].count_documents({}) == 0
+    assert tell("ev_km", 10, who=BO, vehicle="v").mg == 790_000
+
+
+def test_a_charge_beyond_the_cap_of_a_day_holds_no_vehicle() -> None:
+    for hour in range(3):
+        tell("ev_charge_kwh", 1, f"2026-05-20 0{hour}:00", vehicle=f"v{hour}")
+    assert tell("ev_charge_kwh", 1, "2026-05-20 09:00", vehicle="v").reasons == ("day_count_cap",)
+    assert tell("ev_charge_kwh", 1, "2026-05-20 09:00", who=BO, vehicle="v").mg == 476_000
+
+
+def test_two_charges_that_take_a_vehicle_day_together_both_hold_it() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        owners = list(pool.map(lambda n: claims.take("vehicle_day", "v", "me", f"a{n}"), range(8)))
+    assert owners == ["me"] * 8
+    for number in range(8):
+        assert claims.take("vehicle_day", "v", "you") == "me"
+        claims.release(f"a{number}")
+    assert claims.take("vehicle_day", "v", "you") == "you"
+
+
 def test_a_card_product_counts_once_in_a_life_but_for_everybody() -> None:
     assert tell("e_card", 1, "2026-04-20 08:00", card_product="green").mg == 89_000
     assert tell("e_card", 1, card_product="green").reasons == ("already_credited",)
@@ -470,7 +507,43 @@ def test_a_step_total_taken_back_long_ago_makes_room_as_well() -> None:
     assert tell("walk_steps", 8_000, "2026-05-05 20:00").mg == 131_555
 
 
+def test_steps_faster_than_anybody_walks_are_credited_and_marked() -> None:
+    told = tell("walk_steps", 9_001, "2026-05-20 09:00", minutes=45, evidence="B")
+    # 9,001 x 296,000 / 18,000 = 148,016.4
+    assert (told.status, told.mg, told.reasons) == ("pending", 148_016, ("step_cadence",))
+
+
 # Caps over several arrivals.
+
+
+@pytest.mark.parametrize("at", ["2026-05-20", "2026-05-05"])
+def test_three_payments_a_day_at_one_merchant_count(at: str) -> None:
+    def pay(hour: int, merchant: str, quantity: int = 1) -> Activity:
+        return tell(
+            "mobile_pay_offline",
+            quantity,
+            f"{at} {hour:02d}:00",
+            amount_fen=1_000,
+            merchant=merchant,
+        )
+
+    paid = [pay(hour, "noodles") for hour in range(4)]
+    assert [one.mg for one in paid] == [5_000, 5_000, 5_000, 0]
+    assert (paid[3].status, paid[3].reasons) == ("capped", ("same_merchant_cap",))
+    five = pay(5, "fruit", 5)
+    assert (five.mg, five.reasons) == (15_000, ("same_merchant_cap",))
+    # No merchant, no limit but the day's ten: six are used.
+    assert tell("mobile_pay_offline", 3, f"{at} 06:00", amount_fen=1_000).mg == 15_000
+    crediting.reverse(paid[0], reason="refund", by="bank")
+    assert pay(7, "noodles").mg == 5_000
+    assert pay(8, "noodles").reasons == ("same_merchant_cap",)
+    with clock.travel(DAY):
+        assert tell("mobile_pay_offline", 1, amount_fen=1_000, merchant="noodles").mg == (
+            5_000 if at == "2026-05-05" else 0
+        )
+    stored = repr([*storage.database()["activities"].find(), *storage.database()["entries"].find()])
+    assert "noodles" not in stored
+    the_books_hold()
 
 
 def test_the_tenth_payment_counts_and_the_eleventh_does_not() -> None:
@@ -637,7 +710,22 @@ def test_a_stop_day_taken_back_covers_later_rides_no_more(at: str) -> None:
     assert (covered.mg, covered.reasons) == (0, ("stop_day_covers",))
     crediting.reverse(stop, reason="the odometer moved", by="operator")
     assert tell("bus_km", 10, f"{at} 10:00").mg == 269_000
-    assert tell("car_stop_day", 1, f"{at} 00:00", vehicle="v").mg == 2_396_000 - 538_000
+    # Two rides of 269 g are worth less than the day, and one of them earned nothing.
+    assert tell("car_stop_day", 1, f"{at} 00:00", vehicle="v").mg == 2_396_000 - 269_000
+    assert lifetime_mg() == 2_396_000
+
+
+@pytest.mark.parametrize("at", ["2026-05-20", "2026-05-05"])
+def test_a_stop_day_is_worth_the_same_whatever_was_taken_back_before(at: str) -> None:
+    ride = tell("bike_km", 10, f"{at} 08:00")
+    stop = tell("car_stop_day", 1, f"{at} 00:00", vehicle="v")
+    assert (ride.mg, stop.mg) == (487_000, 1_909_000)
+    crediting.reverse(ride, reason="cancelled", by="operator")
+    # 50 km by metro are 2,335 g: with the 61 g that are left of the day 2,396 g.
+    assert tell("metro_km", 50, f"{at} 09:00").mg == 487_000
+    assert tell("bus_km", 10, f"{at} 12:00").mg == 208_000
+    assert lifetime_mg() == 2_335_000 + 269_000
+    the_books_hold()
 
 
 def test_a_reversal_frees_the_claim() -> None:
@@ -734,6 +822,9 @@ OF_BILLS = {
     "bill_month_credited",
     "bill_corrected",
     "vacant_home",
+    "pv_home",
+    "pv_certified",
+    "no_own_use",
 }
 OF_REVIEWS = {"awaiting_review", "photo_not_accepted", "appeal_upheld"}
 # Of points and not of grams: tests/test_earning.py.
@@ -773,6 +864,14 @@ REACHED: dict[str, list[dict[str, Any]]] = {
         {"behaviour": "ev_charge_kwh", "quantity": 10, "vehicle": "1"},
         {"behaviour": "ev_km", "quantity": 60, "vehicle": "2"},
         {"behaviour": "carpool_km", "quantity": 40, "at": "2026-05-20 10:00", "order": "1"},
+    ],
+    "same_merchant_cap": [
+        {"behaviour": "mobile_pay_offline", "quantity": 1, "amount_fen": 100, "merchant": "m"}
+    ]
+    * 4,
+    "step_cadence": [{"behaviour": "walk_steps", "quantity": 9_001, "minutes": 45}],
+    "manual_part_dropped": [
+        {"behaviour": "walk_steps", "quantity": 9_000, "manual_quantity": "1000"}
     ],
     "net_of_transit": [
         {"behaviour": "bus_km", "quantity": 5},
@@ -828,7 +927,7 @@ def a_few_activities(draw: st.DrawFn) -> list[dict[str, Any]]:
                     "behaviour": code,
                     "quantity": draw(TOLD[code]),
                     "at": f"{day} {len(told):02d}:00",
-                    "vehicle": "v",
+                    "vehicle": code,
                 }
             )
     return told

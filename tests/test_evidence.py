@@ -168,6 +168,32 @@ def test_a_manual_health_sample_earns_nothing_and_the_sensors_part_does(demo: Fl
     assert (kept["evidence_class"], kept["reduction_g"]) == ("B", Decimal("49.333"))
 
 
+def test_of_a_total_with_both_parts_the_one_entered_by_hand_is_dropped(demo: Flask) -> None:
+    me = resident(demo)
+    attested = {"X-Firebase-AppCheck": "demo"}
+
+    def tell(quantity: object, by_hand: object, **more: Any) -> Any:
+        evidence = {"kind": "sensor", "recorder": "health_platform", "manual_quantity": by_hand}
+        told = body(more.pop("behaviour", "walk_steps"), quantity=quantity, evidence=evidence)
+        return me.post("/v1/activities", told | more, headers=attested)
+
+    mixed = tell(12_000, 9_000).get_json()
+    # 3,000 x 296,000 / 18,000 = 49,333 mg
+    assert (mixed["evidence_class"], mixed["quantity"]) == ("B", 3_000)
+    assert (mixed["reduction_g"], mixed["status"]) == (Decimal("49.333"), "pending")
+    assert [one["code"] for one in mixed["reasons"]] == ["manual_part_dropped"]
+    why = me.get(f"/v1/activities/{mixed['id']}/explanation").get_json()
+    assert why["inputs"]["attributes"] == {"manual_quantity": "9000"}
+    # The same again is the same; another part is another report.
+    assert tell(12_000, 9_000.0).status_code == 200
+    assert tell(12_000, 8_000).status_code == 409
+    # All of it by hand is the reporter's word.
+    typed = tell(9_000, 9_000, source_event_id="typed").get_json()
+    assert (typed["evidence_class"], typed["status"], typed["quantity"]) == ("D", "recorded", 9_000)
+    assert tell(9_000, 9_001, source_event_id="more").status_code == 422
+    assert tell(5, 1, behaviour="bike_km", source_event_id="ride").status_code == 422
+
+
 def test_a_photo_is_the_residents_word_until_somebody_looked(app: Flask) -> None:
     me = resident(app)
     told = body("car_stop_day", evidence={"kind": "photo"})

@@ -454,6 +454,7 @@ def test_a_refusal_says_what_would_have_been_needed(
 def test_every_reason_that_leaves_nothing_says_what_is_needed_in_both_languages() -> None:
     # These stand beside a credit, so nothing is missing.
     beside = {"step_limit", "saving_cap", "stale_factor", "appeal_upheld"}
+    beside |= {"step_cadence", "manual_part_dropped"}
     beside |= {"budget_slowed", "budget_spent", "campaign_spent", "campaign_cap", "below_minimum"}
     assert reasons.REASONS.keys() - beside == reasons.NEEDED.keys()
     for code, texts in reasons.NEEDED.items():

@@ -78,6 +78,27 @@ def linked(who: str = ANNA, card: str = CARD, partner: Partner = BUS) -> Link:
     return link
 
 
+@pytest.mark.parametrize(("late", "credited"), [(-1, 1), (0, 0)])
+def test_a_parked_row_is_credited_for_ninety_days(late: int, credited: int) -> None:
+    assert take(row(event="one")) == ["parked"]
+    [kept] = parked.of_external(links.external_hash(BUS.id, CARD))
+    with clock.stand(kept.parked_at + timedelta(days=90, milliseconds=late)):
+        link = links.link(ANNA, BUS.id, CARD)
+        assert feed.credit_parked(link) == credited
+        # Sent again it is taken as it is now: within the 180 days of a partner.
+        assert take(row(event="one")) == ["credited"]
+        assert book.head(ANNA).after["lifetime_mg"] == 139_880
+
+
+def test_a_row_that_expired_and_nobody_swept_is_parked_anew() -> None:
+    assert take(row(event="one")) == ["parked"]
+    with clock.travel(timedelta(days=90)):
+        assert take(row(event="one", km=6)) == ["parked"]
+        assert feed.credit_parked(links.link(ANNA, BUS.id, CARD)) == 1
+        # 6 x 26,900
+        assert book.head(ANNA).after["lifetime_mg"] == 161_400
+
+
 # Rows of residents.
 
 

@@ -234,6 +234,11 @@ CASES: dict[str, Callable[[World], Found]] = {
     "overlapping_trip": overlapping,
     "boarding_too_soon": boarding_too_soon,
     "same_trip": same_trip,
+    "same_merchant_cap": lambda world: world.did(
+        "mobile_pay_offline", 4, amount_fen=100, merchant="m"
+    ),
+    "step_cadence": lambda world: world.did("walk_steps", 9_001, minutes=45),
+    "manual_part_dropped": lambda world: world.did("walk_steps", 900, manual_quantity="100"),
     "lower_step_total": lower_step_total,
     "step_limit": lambda world: world.did("walk_steps", 18_001),
     "day_count_cap": lambda world: world.did("etc_pass", 5),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accounting import clock, quantities
-from footprint import methodology, rules
+from footprint import held, methodology, rules
 from footprint.methodology import Behaviour
 from footprint.rules import Counts, Credit, Report, Step
 from points import earning
@@ -205,6 +205,25 @@ def test_counts_are_capped_by_day_and_month(
     assert (got.counted, got.mg, got.reasons) == (counted, mg, reasons)
 
 
+@pytest.mark.parametrize(
+    ("payments", "used", "same_used", "counted", "reasons"),
+    [
+        (1, 2, 2, 1, ()),
+        (1, 3, 3, 0, ("same_merchant_cap",)),
+        (5, 0, 0, 3, ("same_merchant_cap",)),
+        # Two are left of the day, one at this merchant.
+        (3, 8, 2, 1, ("day_count_cap", "same_merchant_cap")),
+    ],
+)
+def test_three_payments_a_day_count_at_one_merchant(
+    payments: int, used: int, same_used: int, counted: int, reasons: tuple[str, ...]
+) -> None:
+    what = replace(report("mobile_pay_offline", payments), same="m")
+    day = Counts(used=used, mg=used * 5_000, same_used=same_used)
+    got = rules.credit(RULES, behaviour("mobile_pay_offline"), what, day)
+    assert (got.counted, got.mg, got.reasons) == (counted, counted * 5_000, reasons)
+
+
 # Caps of grams.
 
 
@@ -257,31 +276,31 @@ def test_the_working_names_each_step_with_its_limit() -> None:
 # The day the car stayed at home: 2,396 g less what transit and cycling were worth.
 
 
+def refs_of(number: int, code: str, got: Credit) -> dict[str, Any]:
+    """What an entry would keep of it."""
+    return {
+        "activity": f"act_{number}",
+        "behaviour": code,
+        "status": "credited",
+        "mg": got.mg,
+        "counted": got.counted,
+        "gross_mg": got.gross_mg,
+        "covered_mg": got.covered_mg,
+        "best": None,
+        "overall": behaviour(code).dimension in RULES.overall_dimensions,
+    }
+
+
 def day_of(*arrivals: tuple[str, object]) -> int:
     """The milligrams of one day, its activities judged in this order, as `intake` counts them."""
-    gross: dict[str, int] = {}
-    used: dict[str, int] = {}
-    credited = overall = netted = 0
-    stop: int | None = None
-    for code, quantity in arrivals:
+    so_far: held.Held = {}
+    credited = 0
+    for number, (code, quantity) in enumerate(arrivals):
         one = behaviour(code)
-        transit = code in behaviour("car_stop_day").nets
-        day = Counts(
-            used=used.get(code, 0),
-            mg=gross.get(code, 0),
-            overall_mg=overall,
-            netted_mg=netted,
-            stop_factor_mg=stop if transit else None,
-        )
+        day = held.counts(so_far, one, RULES, 0)
         got = rules.credit(RULES, one, report(code, quantity), day)
         credited += got.mg
-        overall += got.mg if one.dimension in RULES.overall_dimensions else 0
-        gross[code] = gross.get(code, 0) + got.gross_mg
-        used[code] = used.get(code, 0) + got.counted
-        if transit:
-            netted += got.gross_mg
-        if code == "car_stop_day":
-            stop = 2_396_000
+        held.count(so_far, refs_of(number, code, got), RULES)
     return credited
 
 
@@ -322,16 +341,58 @@ def test_a_stop_day_and_transit_give_the_same_in_whichever_order(
 
 
 def test_each_activity_of_a_stop_day_says_what_was_taken_off() -> None:
-    after_transit = credit("car_stop_day", 1, Counts(netted_mg=756_000))
+    after_transit = credit("car_stop_day", 1, Counts(netted_mg=756_000, earned_mg=756_000))
     # 2,396 - 756
     assert (after_transit.mg, after_transit.reasons) == (1_640_000, ("net_of_transit",))
-    covered = credit("bus_km", 10, Counts(stop_factor_mg=2_396_000))
+    covered = credit("bus_km", 10, Counts(stop_factor_mg=2_396_000, earned_mg=2_396_000))
     assert (covered.mg, covered.gross_mg, covered.reasons) == (0, 269_000, ("stop_day_covers",))
-    partly = credit("bus_km", 10, Counts(stop_factor_mg=2_396_000, netted_mg=2_335_000))
+    day = Counts(stop_factor_mg=2_396_000, netted_mg=2_335_000, earned_mg=2_396_000)
+    partly = credit("bus_km", 10, day)
     # 2,396 - 2,335 = 61 g are still covered, 269 - 61 are not.
     assert (partly.mg, partly.gross_mg) == (208_000, 269_000)
-    beyond = credit("car_stop_day", 1, Counts(netted_mg=3_091_000))
+    beyond = credit("car_stop_day", 1, Counts(netted_mg=3_091_000, earned_mg=3_091_000))
     assert (beyond.mg, beyond.counted) == (0, 1)
+
+
+def test_what_was_taken_back_of_a_stop_day_is_made_up_for_by_what_comes_later() -> None:
+    # A bike ride of 487 g, then the day: 1,909 g. Without the ride the day has 487 g too little,
+    lone = Counts(stop_factor_mg=2_396_000, earned_mg=1_909_000)
+    # so a ride of 269 g counts in full, and of one of 535.7 g what makes it 2,396.
+    assert credit("bus_km", 10, lone).mg == 269_000
+    assert credit("bike_km", 11, lone).mg == 487_000
+    # A day taken back that had covered a ride of 269 g: a new one earns all of 2,396 g.
+    assert credit("car_stop_day", 1, Counts(netted_mg=269_000)).mg == 2_396_000
+
+
+# Marks.
+
+
+@pytest.mark.parametrize(
+    ("steps", "minutes", "flags"),
+    [
+        (9_000, 45, ()),
+        (9_001, 45, ("step_cadence",)),
+        (1, 0, ("step_cadence",)),
+        (60_000, None, ()),
+    ],
+)
+def test_more_than_200_steps_a_minute_are_marked(
+    steps: int, minutes: float | None, flags: tuple[str, ...]
+) -> None:
+    what = report("walk_steps", steps, minutes)
+    assert rules.flags(behaviour("walk_steps"), what) == flags
+    assert verdict(what, evidence="B", received_at=MORNING + DAY)[0] is None
+
+
+def test_of_a_health_total_the_part_entered_by_hand_is_left_out() -> None:
+    whole = report("walk_steps", 10_000)
+    part = rules.without_manual(whole, Decimal("1200.0"))
+    assert (part.quantity, part.attributes) == (8_800, {"manual_quantity": "1200"})
+    assert rules.flags(behaviour("walk_steps"), part) == ("manual_part_dropped",)
+    assert rules.without_attributes(part) == part
+    # All of it, or nothing: it stays as it was told.
+    assert rules.without_manual(whole, Decimal(10_000)) == whole
+    assert rules.without_manual(whole, None) == whole
 
 
 # Steps: the highest total of the day.

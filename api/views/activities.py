@@ -1,6 +1,7 @@
 """What residents report: single and in batches, with every gram's reason."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,9 @@ from api.numbers import CityDay, EachAlone, Flag, Grams, Quantity, Schema
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, newest, page_of
 from api.problems import Invalid, language
-from api.reports import ActivityAnswer, ReportFields, report_of, shown
+from api.reports import QUANTITY_MAX, ActivityAnswer, ReportFields, report_of, shown
 from api.security import OPEN, RESIDENT, caller, door
-from footprint import activities, intake, methodology, photos
+from footprint import activities, intake, methodology, photos, rules
 from footprint.activities import Activity
 from footprint.methodology import Behaviour, Methodology
 from integrations import firebase
@@ -36,10 +37,32 @@ class Evidence(Schema):
     kind = fields.String(required=True, validate=validate.OneOf(["sensor", "photo", "none"]))
     recorder = fields.String(validate=validate.OneOf(["gps", "pedometer", "health_platform"]))
     manual = Flag(load_default=False)
+    manual_quantity = Quantity(
+        above=0,
+        maximum=QUANTITY_MAX,
+        metadata={
+            "description": "The part of a health total that was entered by hand; it is left out."
+        },
+    )
 
 
 class ActivityRequest(ReportFields):
     evidence = fields.Nested(Evidence, load_default=lambda: {"kind": "none", "manual": False})
+
+    @ma.validates_schema(skip_on_field_errors=True)
+    def manual_part_fits(self, data: dict[str, Any], **_: Any) -> None:
+        """Only a total of the day has parts, and a part is no more than the whole."""
+        part = data["evidence"].get("manual_quantity")
+        if part is None:
+            return
+        version = methodology.in_force(clock.city_day(data["occurred_at"]))
+        behaviour = version.behaviours.get(data["behaviour"])
+        if behaviour is not None and behaviour.formula != "capped_steps":
+            raise ma.ValidationError({"evidence": {"manual_quantity": ["Unknown field."]}})
+        if part > data["quantity"]:
+            raise ma.ValidationError(
+                {"evidence": {"manual_quantity": ["Must not exceed the quantity."]}}
+            )
 
 
 class BatchRequest(Schema):
@@ -86,6 +109,8 @@ class LimitsAnswer(ma.Schema):
     kmh_min = Quantity(required=True, allow_none=True)
     kmh_max = Quantity(required=True, allow_none=True)
     gap_minutes_min = fields.Integer(required=True, allow_none=True)
+    per_minute_max = fields.Integer(required=True, allow_none=True)
+    same_day_count = fields.Integer(required=True, allow_none=True)
     amount_fen_min = fields.Integer(required=True, allow_none=True)
     step_limit = fields.Integer(required=True, allow_none=True)
 
@@ -122,10 +147,10 @@ class Behaviours(MethodView):
     @blueprint.response(200, BehavioursAnswer)
     def get(self) -> dict[str, Any]:
         """The methodology in force: what is credited, with factors, caps and sources"""
-        rules = methodology.in_force(clock.city_day(clock.now()))
+        version = methodology.in_force(clock.city_day(clock.now()))
         return {
-            "methodology_version": rules.version,
-            "items": [_behaviour(rules, one) for one in rules.behaviours.values()],
+            "methodology_version": version.version,
+            "items": [_behaviour(version, one) for one in version.behaviours.values()],
         }
 
 
@@ -178,13 +203,13 @@ def _fact(wanted: dict[str, Any]) -> Activity:
     """What the caller reports, as the fact to store."""
     resident, evidence = caller().id, wanted["evidence"]
     fact = intake.fact_of(
-        report_of(wanted),
+        rules.without_manual(report_of(wanted), evidence.get("manual_quantity")),
         resident=resident,
         source=f"app:{resident}",
         event_id=wanted["source_event_id"],
-        evidence=_evidence_class(evidence),
+        evidence=_evidence_class(evidence, wanted["quantity"]),
         received_at=clock.now(),
-        subject=" ".join(f"{name}={value}" for name, value in sorted(evidence.items())),
+        subject=" ".join(f"{name}={_spelt(value)}" for name, value in sorted(evidence.items())),
     )
     return photos.awaiting(fact) if evidence["kind"] == "photo" else fact
 
@@ -223,12 +248,18 @@ def settled(activity: Activity) -> Activity:
     return activity if activity.state == activities.SETTLED else crediting.resume(activity)
 
 
-def _evidence_class(evidence: dict[str, Any]) -> str:
+def _spelt(value: Any) -> str:
+    """A value of the evidence in one spelling, so that 1200.0 is said again by 1200."""
+    return format(value.normalize(), "f") if isinstance(value, Decimal) else str(value)
+
+
+def _evidence_class(evidence: dict[str, Any], quantity: Decimal) -> str:
     """B needs a sensor, no manual entry and an attested app; the client's word alone is D.
 
     A photo is D as well, until somebody has reviewed it.
     """
-    if evidence["kind"] == "sensor" and not evidence["manual"] and _attested():
+    manual = evidence["manual"] or evidence.get("manual_quantity") == quantity
+    if evidence["kind"] == "sensor" and not manual and _attested():
         return "B"
     return "D"
 
@@ -242,7 +273,7 @@ def _attested() -> bool:
     return firebase.verify_app_check(current_app.extensions["firebase"], token)
 
 
-def _behaviour(rules: Methodology, one: Behaviour) -> dict[str, Any]:
+def _behaviour(version: Methodology, one: Behaviour) -> dict[str, Any]:
     limits = one.plausible
     return {
         "code": one.code,
@@ -258,8 +289,8 @@ def _behaviour(rules: Methodology, one: Behaviour) -> dict[str, Any]:
             "mg_den": one.mg_den,
             "trip_mg": one.trip_mg,
             "derivation": dict(one.derivation),
-            "valid_from": rules.valid_from,
-            "review_by": rules.review_by,
+            "valid_from": version.valid_from,
+            "review_by": version.review_by,
         },
         "caps": {
             "day_g": one.caps.day_mg,
@@ -272,6 +303,8 @@ def _behaviour(rules: Methodology, one: Behaviour) -> dict[str, Any]:
             "kmh_min": limits.kmh_min,
             "kmh_max": limits.kmh_max,
             "gap_minutes_min": limits.gap_minutes_min,
+            "per_minute_max": limits.per_minute_max,
+            "same_day_count": one.same.day_count if one.same else None,
             "amount_fen_min": one.amount_fen_min,
             "step_limit": one.step_limit,
         },

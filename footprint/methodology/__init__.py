@@ -65,6 +65,8 @@ class Plausible:
     kmh_min: Decimal | None = None
     kmh_max: Decimal | None = None
     gap_minutes_min: int | None = None
+    # Above it is credited all the same, and marked.
+    per_minute_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,14 @@ class ClaimRule:
     attribute: str
     within: tuple[str, ...] = ()
     held_by: str = "activity"
+
+
+@dataclass(frozen=True, slots=True)
+class SameRule:
+    """How many of a day are credited that share an attribute (payments at one merchant)."""
+
+    attribute: str
+    day_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,7 @@ class Behaviour:
     required: tuple[str, ...]
     optional: tuple[str, ...]
     claim: ClaimRule | None
+    same: SameRule | None
     nets: frozenset[str]
     amount_fen_min: int | None
     categories: tuple[str, ...]
@@ -324,10 +335,12 @@ def _behaviour(name: str, number: int, raw: Any) -> Behaviour:
             kmh_min=plausible.maybe_decimal("kmh_min"),
             kmh_max=plausible.maybe_decimal("kmh_max"),
             gap_minutes_min=plausible.maybe_positive("gap_minutes_min"),
+            per_minute_max=plausible.maybe_positive("per_minute_max"),
         ),
         required=table.strings("required"),
         optional=table.strings("optional"),
         claim=_claim(table),
+        same=_same(table),
         nets=frozenset(table.strings("nets")),
         amount_fen_min=table.maybe_positive("amount_fen_min"),
         categories=table.strings("categories"),
@@ -353,6 +366,15 @@ def _texts(table: _Table) -> dict[str, str]:
     if not all(isinstance(value, str) for value in shown.values()):
         raise table.wrong("derivation", "must hold texts only")
     return shown
+
+
+def _same(table: _Table) -> SameRule | None:
+    if "same" not in table.rest:
+        return None
+    rule = table.table("same")
+    same = SameRule(rule.take("attribute", str), rule.positive("day_count"))
+    rule.close()
+    return same
 
 
 def _claim(table: _Table) -> ClaimRule | None:
