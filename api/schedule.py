@@ -21,4 +21,12 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "task": "tanhui.let_time_pass",
         "schedule": crontab(hour=0, minute=10),
     },
+    "slow and stop funders whose pools run low, add up the programme": {
+        "task": "tanhui.keep_pools",
+        "schedule": 15.0,
+    },
+    "add up what funders owe in all wallets": {
+        "task": "tanhui.add_up_liability",
+        "schedule": crontab(hour=1, minute=30),
+    },
 }

@@ -19,7 +19,17 @@ from footprint import preview, upkeep
 from integrations import closing, delivery, exports, firebase, imports, reversals
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
-from points import bill_crediting, crediting, deciding, feed, passing, restating
+from points import (
+    bill_crediting,
+    campaigns,
+    crediting,
+    deciding,
+    feed,
+    liability,
+    passing,
+    programme,
+    restating,
+)
 from rewards import disputes, redemptions, settlement, takings
 
 log = logging.getLogger(__name__)
@@ -35,6 +45,7 @@ RUN: dict[str, Callable[[str], Any]] = {
     exports.KIND: exports.run,
     preview.KIND: partial(preview.run, worth=restating.worth),
     passing.KIND: passing.run,
+    liability.KIND: liability.run,
     restating.KIND: restating.run,
     upkeep.KIND: upkeep.run,
     reversals.KIND: reversals.run,
@@ -145,3 +156,16 @@ def sweep_half_done() -> None:
     disputes.sweep(now - crediting.SWEEP_AFTER)
     feed.sweep(now)
     closing.sweep(now)
+
+
+@shared_task(name="tanhui.keep_pools")
+def keep_pools() -> None:
+    """Slow or stop funders whose pools run low, and add up what the programme's page shows."""
+    now = clock.now()
+    campaigns.sweep(now)
+    programme.refresh(now)
+
+
+@shared_task(name="tanhui.add_up_liability")
+def add_up_liability() -> None:
+    nudge(run_job, liability.queue("clock").id)

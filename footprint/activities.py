@@ -72,6 +72,12 @@ class ActivityDocument(me.Document):
             {"fields": ["source", "event_id"], "unique": True},
             # Ids sort by time of arrival: newest first for a resident is this index backwards.
             {"fields": ["resident", "_id"]},
+            # What was refused lately, and nothing else.
+            {
+                "fields": ["status", "received_at"],
+                "name": "rejected",
+                "partialFilterExpression": {"status": "rejected"},
+            },
             {
                 "fields": ["job", "_id"],
                 "partialFilterExpression": {"job": {"$gt": ""}},
@@ -207,6 +213,18 @@ def _document(fact: Activity) -> storage.Doc:
     document = {name: getattr(fact, name) for name in fact.__slots__ if name != "id"}
     document |= {"reasons": list(fact.reasons), "merged_from": list(fact.merged_from)}
     return {"_id": fact.id, **document}
+
+
+def rejected_between(begins: datetime, ends: datetime) -> dict[str, int]:
+    """How many reports that arrived between two instants stand rejected, by reason."""
+    found = _collection().aggregate(
+        [
+            {"$match": {"status": "rejected", "received_at": {"$gte": begins, "$lt": ends}}},
+            {"$unwind": "$reasons"},
+            {"$group": {"_id": "$reasons", "count": {"$sum": 1}}},
+        ]
+    )
+    return {row["_id"]: row["count"] for row in found}
 
 
 def settle(activity: Activity, outcome: Outcome) -> Activity:

@@ -372,3 +372,19 @@ def books_between(first_month: str, last_month: str, prefix: str = "") -> list[B
     )
     rows = (BookMonth(into=row["into"], out_of=row["out_of"], **row["_id"]) for row in found)
     return sorted(rows, key=lambda row: (row.month, row.unit, row.book, row.behaviour))
+
+
+def taking_part(month: str) -> tuple[int, int]:
+    """How many accounts avoided something in a month, and how many milligrams in all.
+
+    Lags the book by seconds, and is one pass over a month of the whole city: for jobs.
+    """
+    found = _months().aggregate(
+        [
+            {"$match": {"month": month}},
+            {"$project": {"mg": {"$sum": "$behaviours.mg"}}},
+            {"$match": {"mg": {"$gt": 0}}},
+            {"$group": {"_id": None, "accounts": {"$sum": 1}, "mg": {"$sum": "$mg"}}},
+        ]
+    )
+    return next(((row["accounts"], row["mg"]) for row in found), (0, 0))

@@ -32,6 +32,7 @@ CHANGEABLE = (
     "reserve_points",
 )
 OPENED, CHANGED = "opened", "changed"
+FREE_AGAIN_PERCENT = 5
 
 CITY_TERMS: Final[dict[str, Any]] = {
     "kind": "city",
@@ -82,6 +83,8 @@ class Pool:
     budget_points: int | None
     budget_fen: int | None
     fen_per_1000_points: int
+    priority: int
+    covers_others: bool
     slows_at_percent: int
     slowed_permille: int
     reserve_points: int | None
@@ -96,24 +99,23 @@ class Pool:
             limits.append(paid_for + expired)
         return min(limits, default=None)
 
-    def reserve(self, limit: int, points_per_s: int, cover_s: int) -> int:
+    def reserve(self, limit: int, points_per_hour: int, cover_s: int) -> int:
         """The configured reserve (1 % of the limit by default), or twice what flows meanwhile."""
         floor = self.reserve_points if self.reserve_points is not None else limit // 100
-        return min(limit, max(floor, 2 * points_per_s * cover_s))
+        return min(limit, max(floor, 2 * points_per_hour * cover_s // 3_600))
 
     def permille(self, used: int, limit: int, reserve: int, before: int) -> int:
         """What the funder should pay from now on.
 
-        It goes faster again only once five points of percent are free, so that points that are
+        It goes faster again only once five per cent of the pool are free, so that points that are
         taken back do not make it slow and fast in turns.
         """
-        if used >= limit - reserve:
+        again = 0 if before == FULL_PERMILLE else limit * FREE_AGAIN_PERCENT // 100
+        stop = limit - reserve - (again if before == 0 else 0)
+        if used >= stop:
             return 0
-        free_again = 0 if before == FULL_PERMILLE else 5
-        if before == 0 and used >= limit - reserve - limit * free_again // 100:
-            return 0
-        slow_from = min(limit * (self.slows_at_percent - free_again) // 100, limit - reserve)
-        return FULL_PERMILLE if used < slow_from else self.slowed_permille
+        slow = limit * self.slows_at_percent // 100 - again
+        return FULL_PERMILLE if used < slow else self.slowed_permille
 
 
 def propose(wanted: dict[str, Any], by: str, *, alone: bool, once: str | None = None) -> Agreed:

@@ -18,6 +18,7 @@ from api.views import (
     operator_jobs,
     own_data,
     points,
+    programme,
     reviews,
     settlement,
     system,
@@ -45,6 +46,7 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     operator.blueprint,
     methodology.blueprint,
     funders.blueprint,
+    programme.blueprint,
     operator_jobs.blueprint,
     operator_audit.blueprint,
 )

@@ -21,7 +21,7 @@ from api.views.methodology import (
     queue_preview,
 )
 from footprint import preview, upkeep, versions
-from points import passing, restating
+from points import liability, passing, restating
 from rewards import settlement
 
 # By kind: the fields it needs, and those it may have besides.
@@ -30,6 +30,7 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     preview.KIND: (frozenset({"draft"}), frozenset({"month"})),
     upkeep.KIND: (frozenset(), frozenset()),
     passing.KIND: (frozenset(), frozenset()),
+    liability.KIND: (frozenset(), frozenset()),
     settlement.KIND: (frozenset(), frozenset({"from", "to"})),
 }
 
@@ -140,10 +141,18 @@ def _settle(wanted: dict[str, Any]) -> tuple[str, bool]:
     return job.id, False
 
 
+def _liability(_: dict[str, Any]) -> tuple[str, bool]:
+    job = liability.queue(caller().id)
+    audit.note(caller().id, "liability asked for", job.id)
+    tasks.nudge(tasks.run_job, job.id)
+    return job.id, False
+
+
 START = {
     restating.KIND: _restate,
     preview.KIND: _preview,
     upkeep.KIND: _projections,
     passing.KIND: _let_time_pass,
+    liability.KIND: _liability,
     settlement.KIND: _settle,
 }
