@@ -26,6 +26,10 @@ from points.wallet import consistent
 Tell = Callable[[int], None]
 
 
+# A factor on what the city does now.
+FACTOR = click.FloatRange(0.1, 10)
+
+
 @click.group(invoke_without_command=True)
 @click.pass_context
 def tanhui(context: click.Context) -> None:
@@ -108,6 +112,64 @@ def _counting(what: str, work: Callable[[Tell], the_book.Verification]) -> the_b
 
 
 tanhui.add_command(operators.operator)
+
+
+@tanhui.command()
+@data_dir_option
+@click.option("--rate", type=FACTOR, default=1.0, show_default=True, help="On points a gram.")
+@click.option("--price", type=FACTOR, default=1.0, show_default=True, help="On prices in points.")
+@click.option("--uptake", type=FACTOR, default=1.0, show_default=True, help="On growth.")
+@click.option("--months", type=click.IntRange(1, 60), default=12, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the plots go  [default: simulation/ in the data directory]",
+)
+@click.option("--growth", type=click.FloatRange(0, 1), default=0.03, show_default=True)
+@click.option("--ceiling", type=click.FloatRange(0, 1), default=0.45, show_default=True)
+@click.option("--grams-by-rate", type=click.FloatRange(0, 2), default=0.1, show_default=True)
+@click.option("--spending-by-price", type=click.FloatRange(0, 2), default=0.5, show_default=True)
+def simulate(
+    data_dir: Path,
+    rate: float,
+    price: float,
+    uptake: float,
+    months: int,
+    seed: int,
+    out: Path | None,
+    growth: float,
+    ceiling: float,
+    grams_by_rate: float,
+    spending_by_price: float,
+) -> None:
+    """Project liability and cost for a change of rate, price or uptake (factors: 1 is as it is).
+
+    Begins where the city stands; docs/simulate.md has the model and its assumptions.
+    """
+    from api import simulation  # Its dependencies would slow down every other command.
+
+    with stack.store(data_dir) as store:
+        vault.configure(store.secret)
+        storage.connect(store.mongodb_uri)
+        try:
+            city = simulation.observed(clock.now())
+        finally:
+            storage.disconnect()
+    if city is None:
+        click.echo("No full month lies behind this city; the example of docs/simulate.md begins.")
+    found = simulation.compare(
+        city or simulation.EXAMPLE,
+        simulation.Change(rate, price, uptake),
+        first=clock.city_month(clock.now()),
+        months=months,
+        seed=seed,
+        assume=simulation.Assumptions(growth, ceiling, grams_by_rate, spending_by_price),
+    )
+    Console().print(simulation.table(found))
+    click.echo(simulation.summary(found))
+    for file in simulation.plots(found, out or data_dir / "simulation"):
+        click.echo(str(file))
 
 
 @tanhui.group()
