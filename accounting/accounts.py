@@ -20,8 +20,14 @@ OPEN, CLOSED = "open", "closed"
 # Longer than any request or task runs: after it nothing that began before the closing still writes.
 ERASE_AGAIN_AFTER = timedelta(minutes=5)
 LEAVING_MAX = 200
+# After so long a phone number may be somebody else's.
+IDLE = timedelta(days=90)
+SEEN_STEP = timedelta(days=1)
+SET_ASIDE_MAX = 10
+CLAIMS_MAX = 5
 PERSONAL = (
     "phone_hash",
+    "former_phone_hash",
     "phone_sealed",
     "firebase_hash",
     "name_sealed",
@@ -47,6 +53,11 @@ class ResidentDocument(me.Document):
     push = me.DictField()
     status = me.StringField(required=True)
     created_at = me.DateTimeField(required=True)
+    # The last sign-in or refresh, to the day.
+    seen_at = me.DateTimeField(required=True)
+    # The number of an account that was idle when somebody proved that number again.
+    former_phone_hash = me.StringField()
+    claims_made = me.IntField()
     closed_at = me.DateTimeField()
     # When what is kept about a closed account elsewhere is to be erased (again); the sweep looks.
     erase_at = me.DateTimeField()
@@ -58,6 +69,7 @@ class ResidentDocument(me.Document):
             {"fields": ["phone_hash"], "unique": True, "sparse": True},
             {"fields": ["firebase_hash"], "unique": True, "sparse": True},
             {"fields": ["erase_at"], "sparse": True},
+            {"fields": ["former_phone_hash"], "sparse": True},
         ],
     }
 
@@ -77,7 +89,11 @@ def _collection() -> "Collection[storage.Doc]":
 
 
 def by_phone(phone: str) -> str:
-    """The resident of a proven phone number, opened on first sight. `phone` is E.164."""
+    """The resident of a proven phone number, opened on first sight. `phone` is E.164.
+
+    A number may have changed hands: an account idle for 90 days is not inherited by whoever has its
+    number now. It is set aside, and `take_back` returns it to who proves to be its owner.
+    """
     return _open("phone_hash", vault.keyed_hash("phone", phone), vault.encrypt(phone, "phone"))
 
 
@@ -87,9 +103,15 @@ def by_firebase(uid: str) -> str:
 
 
 def _open(index: str, hashed: str, phone_sealed: bytes | None) -> str:
-    found = _collection().find_one({index: hashed}, {"_id": 1})
+    now = clock.now()
+    found = _collection().find_one({index: hashed}, {"seen_at": 1})
     if found is not None:
-        return str(found["_id"])
+        if index != "phone_hash" or found["seen_at"] >= now - IDLE:
+            return str(found["_id"])
+        _collection().update_one(
+            {"_id": found["_id"], "phone_hash": hashed, "seen_at": found["seen_at"]},
+            {"$set": {"former_phone_hash": hashed}, "$unset": {"phone_hash": ""}},
+        )
     row: dict[str, Any] = {
         "_id": new_id("res"),
         index: hashed,
@@ -97,7 +119,8 @@ def _open(index: str, hashed: str, phone_sealed: bytes | None) -> str:
         "quiet_hours": dict(DEFAULT_QUIET_HOURS),
         "push": dict(DEFAULT_PUSH),
         "status": OPEN,
-        "created_at": clock.now(),
+        "created_at": now,
+        "seen_at": now,
     }
     if phone_sealed is not None:
         row["phone_sealed"] = phone_sealed
@@ -109,6 +132,52 @@ def _open(index: str, hashed: str, phone_sealed: bytes | None) -> str:
         assert other is not None, "a resident is never deleted while its phone is known"
         return str(other["_id"])
     return str(row["_id"])
+
+
+def seen(resident_id: str) -> None:
+    """Note that a resident is there; one write a day at most."""
+    now = clock.now()
+    _collection().update_one(
+        {"_id": resident_id, "seen_at": {"$lt": now - SEEN_STEP}}, {"$set": {"seen_at": now}}
+    )
+
+
+def set_aside(resident_id: str) -> list[str]:
+    """The idle accounts whose number this resident has now, the newest first."""
+    mine = _collection().find_one({"_id": resident_id, "status": OPEN}, {"phone_hash": 1})
+    if mine is None or "phone_hash" not in mine:
+        return []
+    wanted = {"former_phone_hash": mine["phone_hash"], "status": OPEN}
+    found = _collection().find(wanted, {"_id": 1}).sort("_id", -1)
+    return [row["_id"] for row in found.limit(SET_ASIDE_MAX)]
+
+
+def count_claim(resident_id: str) -> bool:
+    """Count one try to prove who one is; False when there were too many."""
+    counted = _collection().update_one(
+        {"_id": resident_id, "status": OPEN, "claims_made": {"$not": {"$gte": CLAIMS_MAX}}},
+        {"$inc": {"claims_made": 1}},
+    )
+    return counted.modified_count == 1
+
+
+def take_back(resident_id: str, former_id: str) -> None:
+    """Give an account that was set aside its number back; the account opened meanwhile closes.
+
+    Safe to repeat. After a crash in between the number belongs to nobody: the next sign-in opens an
+    account, from which the same can be done.
+    """
+    former = _collection().find_one({"_id": former_id, "status": OPEN})
+    if former is None or "former_phone_hash" not in former:
+        return
+    close(resident_id)
+    _collection().update_one(
+        {"_id": former_id, "former_phone_hash": former["former_phone_hash"]},
+        {
+            "$set": {"phone_hash": former["former_phone_hash"], "seen_at": clock.now()},
+            "$unset": {"former_phone_hash": ""},
+        },
+    )
 
 
 def get(resident_id: str) -> Resident | None:

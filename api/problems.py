@@ -37,6 +37,7 @@ STATUS: dict[str, int] = {
     "invalid_code": 401,
     "invalid_signature": 401,
     "forbidden": 403,
+    "proof_not_accepted": 403,
     "wrong_merchant": 403,
     "second_operator_needed": 403,
     "behaviour_not_allowed": 403,
@@ -49,6 +50,7 @@ STATUS: dict[str, int] = {
     "method_not_allowed": 405,
     "not_acceptable": 406,
     "account_busy": 409,
+    "account_in_use": 409,
     "request_in_progress": 409,
     "source_event_conflict": 409,
     "version_exists": 409,
@@ -239,6 +241,11 @@ _CHINESE: tuple[tuple[str, str], ...] = (
     (r"At most (\d+) days\.", r"最多 \1 天。"),
     (r"Send either sample or whole\.", "sample 与 whole 应二者择一。"),
     (r"Send either code or qr_payload\.", "code 与 qr_payload 应二者择一。"),
+    (r"Give subject or actor, not both\.", "subject 与 actor 只能给出一个。"),
+    (
+        r"Send partner_id and external_id, or carrier and account_no\.",
+        "请提供 partner_id 与 external_id，或 carrier 与 account_no。",
+    ),
 )
 _CHINESE_OF = tuple((re.compile(pattern), text) for pattern, text in _CHINESE)
 

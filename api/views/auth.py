@@ -11,10 +11,12 @@ from marshmallow import fields, validate
 from accounting import accounts, tokens
 from accounting.errors import Unauthenticated
 from accounting.tokens import TokenPair
+from api.bill_rows import CARRIERS
 from api.numbers import Schema
 from api.openapi import Blueprint, refuses
 from api.problems import Invalid, language
 from api.security import OPEN, RESIDENT, caller, door
+from footprint import returning
 from integrations import firebase, otp
 from integrations.otp import OtpLimits
 
@@ -40,6 +42,20 @@ class RefreshRequest(Schema):
 
 class FirebaseRequest(Schema):
     id_token = fields.String(required=True, validate=validate.Length(1, 8_000))
+
+
+class ReturnRequest(Schema):
+    """Partner and external id, or carrier and account number."""
+
+    partner_id = fields.String(validate=validate.Length(1, 64))
+    external_id = fields.String(validate=validate.Length(1, 128))
+    carrier = fields.String(validate=validate.OneOf(CARRIERS))
+    account_no = fields.String(validate=validate.Length(1, 64))
+
+    @ma.validates_schema(skip_on_field_errors=True)
+    def one_proof(self, data: dict[str, Any], **_: Any) -> None:
+        if set(data) not in ({"partner_id", "external_id"}, {"carrier", "account_no"}):
+            raise ma.ValidationError("Send partner_id and external_id, or carrier and account_no.")
 
 
 class OtpAnswer(ma.Schema):
@@ -88,8 +104,7 @@ class Tokens(MethodView):
         """Exchange a texted code for tokens; the account opens on first sign-in"""
         phone = _e164(wanted["phone"])
         otp.check(current_app.extensions["redis"], phone, wanted["code"])
-        resident_id = accounts.by_phone(phone)
-        return _answer(tokens.open_session(resident_id), resident_id)
+        return _signed_in(accounts.by_phone(phone))
 
 
 @blueprint.route("/v1/auth/firebase")
@@ -103,8 +118,9 @@ class FirebaseTokens(MethodView):
         claims = firebase.verify_id_token(current_app.extensions["firebase"], wanted["id_token"])
         phone = claims.get("phone_number")
         # Firebase has proven the number: whoever signs in by code with it is the same resident.
-        resident_id = accounts.by_phone(phone) if phone else accounts.by_firebase(claims["uid"])
-        return _answer(tokens.open_session(resident_id), resident_id)
+        return _signed_in(
+            accounts.by_phone(phone) if phone else accounts.by_firebase(claims["uid"])
+        )
 
 
 @blueprint.route("/v1/auth/refresh")
@@ -119,7 +135,27 @@ class RefreshedTokens(MethodView):
         bearer = tokens.resolve(pair.access_token)
         if bearer is None:
             raise Unauthenticated()
+        accounts.seen(bearer.subject_id)
         return _answer(pair, bearer.subject_id)
+
+
+@blueprint.route("/v1/auth/return")
+class Returned(MethodView):
+    @door(RESIDENT)
+    @refuses("proof_not_accepted", "account_in_use")
+    @blueprint.arguments(ReturnRequest)
+    @blueprint.response(200, TokensAnswer)
+    def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Come back to my account after more than 90 days away
+
+        A phone number may have changed hands, so by then the code alone opens a new account. Name a
+        partner's id or a meter account that is linked to the old one; five tries.
+        """
+        if "partner_id" in wanted:
+            former = returning.by_link(caller().id, wanted["partner_id"], wanted["external_id"])
+        else:
+            former = returning.by_meter(caller().id, wanted["carrier"], wanted["account_no"])
+        return _answer(tokens.open_session(former), former)
 
 
 @blueprint.route("/v1/auth/logout")
@@ -131,6 +167,11 @@ class Logout(MethodView):
         session_id = caller().session_id
         assert session_id is not None, "a resident's token has a session"
         tokens.close_session(session_id)
+
+
+def _signed_in(resident_id: str) -> dict[str, Any]:
+    accounts.seen(resident_id)
+    return _answer(tokens.open_session(resident_id), resident_id)
 
 
 def _answer(pair: TokenPair, resident_id: str) -> dict[str, Any]:
