@@ -71,6 +71,22 @@ def demo(
     context.exit(play.main(data_dir=data_dir, input_dir=input_dir, base_url=base_url))
 
 
+@tanhui.command()
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Torture the demo stack on this directory, started if needed  [default: a temporary one]",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Decides who dies when.")
+@click.option("--minutes", type=click.FloatRange(0.05), default=3, show_default=True)
+@click.pass_context
+def torture(context: click.Context, data_dir: Path | None, seed: int, minutes: float) -> None:
+    """Kill parts of a demo stack while clients write; check that nothing is lost or done twice."""
+    from api.torture import run
+
+    context.exit(run.main(data_dir=data_dir, seed=seed, minutes=minutes))
+
+
 @tanhui.group()
 def book() -> None:
     """Look at the book of points."""
