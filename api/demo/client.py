@@ -80,10 +80,12 @@ class Client:
             except NO_ANSWER as error:
                 failure = f"no answer ({type(error).__name__})"
             else:
-                if response.status_code in wanted:
+                # Busy is no answer, also where the same status would be one.
+                passes = _passes(response)
+                if response.status_code in wanted and not passes:
                     return response
                 failure = _told(response)
-                if not _passes(response):
+                if not passes:
                     break
                 pause_s = max(float(response.headers.get("Retry-After", 0)), PAUSE_S)
             if time.monotonic() + pause_s > deadline:
