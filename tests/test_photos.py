@@ -578,7 +578,7 @@ def test_a_decision_that_a_correction_overtook_changes_nothing(
     [
         Death("footprint.reviews:decide", "after"),
         Death("footprint.bills:reopen", "after"),
-        Death("accounting.book:post", "after"),
+        Death("accounting.book:post_many", "after"),
         Death("footprint.bills:settle", "before"),
         Death("footprint.reviews:carried_out", "before"),
     ],
