@@ -24,6 +24,7 @@ from footprint.bill_intake import Received, Sent
 from footprint.billing_rules import NEEDS_HISTORY, VACANCY, VACANT, BillReport, Judgement
 from footprint.bills import Bill, Given
 from points import awards, milestones, restating
+from points.milestones import Climb
 from points.wallet import Wallet
 
 SWEEP_AFTER = timedelta(minutes=1)
@@ -216,10 +217,11 @@ def _post_shares(shares: Sequence[tuple[Bill, str]]) -> list[book.Result]:
     for start in range(0, len(shares), book.BATCH_MAX):
         wanted = [_share(bill, who) for bill, who in shares[start : start + book.BATCH_MAX]]
         results += book.post_many(wanted)
-    for (_, resident), result in zip(shares, results, strict=True):
-        if not isinstance(result, DomainError):
-            refs, after_mg = result.entry.refs, result.entry.after.get("lifetime_mg", 0)
-            milestones.record(resident, after_mg - refs["mg"], after_mg)
+    posted = [one.entry for one in results if not isinstance(one, DomainError)]
+    milestones.record_many(
+        Climb(one.account, one.after["lifetime_mg"] - one.refs["mg"], one.after["lifetime_mg"])
+        for one in posted
+    )
     return results
 
 
