@@ -21,6 +21,7 @@ from api import launch, operators, stack
 from api.config import ConfigError
 from api.operators import data_dir_option
 from integrations.servers import LOOPBACK, ServerError
+from points.simulating import City
 from points.wallet import consistent
 
 Tell = Callable[[int], None]
@@ -142,6 +143,7 @@ tanhui.add_command(operators.operator)
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the plots go  [default: simulation/ in the data directory]",
 )
+@click.option("--example", is_flag=True, help="Begin with the example city and read no store.")
 @click.option("--growth", type=click.FloatRange(0, 1), default=0.03, show_default=True)
 @click.option("--ceiling", type=click.FloatRange(0, 1), default=0.45, show_default=True)
 @click.option("--grams-by-rate", type=click.FloatRange(0, 2), default=0.1, show_default=True)
@@ -154,6 +156,7 @@ def simulate(
     months: int,
     seed: int,
     out: Path | None,
+    example: bool,
     growth: float,
     ceiling: float,
     grams_by_rate: float,
@@ -165,27 +168,34 @@ def simulate(
     """
     from api import simulation  # Its dependencies would slow down every other command.
 
-    with stack.store(data_dir) as store:
-        vault.configure(store.secret)
-        storage.connect(store.mongodb_uri)
-        try:
-            city = simulation.observed(clock.now())
-        finally:
-            storage.disconnect()
-    if city is None:
-        click.echo("No full month lies behind this city; the example of docs/simulate.md begins.")
+    city = None if example else _observed(data_dir)
+    if city is None and not example:
+        click.echo("No full month lies behind this city: it begins with the example instead.")
     found = simulation.compare(
         city or simulation.EXAMPLE,
         simulation.Change(rate, price, uptake),
-        first=clock.city_month(clock.now()),
+        first=clock.add_months(clock.city_month(clock.now()), 1),
         months=months,
         seed=seed,
         assume=simulation.Assumptions(growth, ceiling, grams_by_rate, spending_by_price),
     )
-    Console().print(simulation.table(found))
+    Console().print(*simulation.tables(found), sep="\n")
     click.echo(simulation.summary(found))
     for file in simulation.plots(found, out or data_dir / "simulation"):
         click.echo(str(file))
+
+
+def _observed(data_dir: Path) -> City | None:
+    """The city as the store on a data directory has it."""
+    from api import simulation
+
+    with stack.store(data_dir) as store:
+        vault.configure(store.secret)
+        storage.connect(store.mongodb_uri)
+        try:
+            return simulation.observed(clock.now())
+        finally:
+            storage.disconnect()
 
 
 @tanhui.group()

@@ -15,9 +15,10 @@ from accounting.drawing import COLOURS
 from accounting.quantities import MG_PER_G
 from footprint import summaries
 from points import flows, liability, simulating, terms
+from points.flows import Flows
 from points.simulating import EXPIRY_MONTHS, Assumptions, Change, City, Month
 
-__all__ = ("Assumptions", "Change", "compare", "observed", "plots", "summary", "table")
+__all__ = ("Assumptions", "Change", "compare", "observed", "plots", "summary", "tables")
 
 # A city the size of Quzhou: 2,334,000 accounts, of which 12 % are active and save 17.6 kg a month,
 # 59,200 t a year; a point a gram, 2 yuan for 1,000 points; a twelfth of what is there is spent.
@@ -35,33 +36,36 @@ FEN_PER_WAN_YUAN = 1_000_000
 def observed(now: datetime) -> City | None:
     """The city as it stands, from the summaries and the wallets; None before a full month."""
     this_month = clock.city_month(now)
-    month = clock.add_months(this_month, -1)
-    found, owed = flows.refresh(now), liability.add_up(now)
-    active, mg = summaries.taking_part(month)
-    if not active or mg <= 0:
+    last_month, next_month = clock.add_months(this_month, -1), clock.add_months(this_month, 1)
+    part = summaries.taking_part(last_month)
+    if not part.accounts:
         return None
-    issued = sum(flow.issued_by_month.get(month, 0) for flow in found.funders.values())
-    spent = sum(flow.spent_by_month.get(month, 0) for flow in found.funders.values())
-    outstanding = {
+    found, owed = flows.refresh(now), liability.add_up(now)
+    spent = [_spent(found, month) for month in (last_month, this_month)]
+    points = {
         funder: flow.outstanding for funder, flow in found.funders.items() if flow.outstanding > 0
     }
-    known = terms.current()
-    worth = sum(points * known.face_value(funder) for funder, points in outstanding.items())
-    whole = sum(outstanding.values())
+    known, whole = terms.current(), sum(points.values())
+    worth = sum(number * known.face_value(funder) for funder, number in points.items())
     stock = [0] * EXPIRY_MONTHS
     for lots in owed.lots.values():
-        for name, points in lots.items():
-            left = liability.months_until(name, this_month)
-            stock[min(left, EXPIRY_MONTHS - 1)] += points
+        for month, number in lots.items():
+            left = liability.months_until(month, next_month)
+            stock[min(left, EXPIRY_MONTHS - 1)] += number
     return City(
         residents=accounts.count(),
-        active=active,
-        grams=mg / MG_PER_G / active,
-        points_per_gram=issued * MG_PER_G / mg,
+        active=part.accounts,
+        grams=part.mg / MG_PER_G / part.accounts,
+        points_per_gram=part.points * MG_PER_G / part.mg,
         fen_per_1000_points=worth // whole if whole else EXAMPLE.fen_per_1000_points,
-        spent_share=float(liability.spent_share(spent, whole)),
+        # A city in its second month has spent nothing in its first.
+        spent_share=float(liability.spent_share(spent[0] or spent[1], whole)),
         stock=tuple(stock),
     )
+
+
+def _spent(found: Flows, month: str) -> int:
+    return sum(flow.spent_by_month.get(month, 0) for flow in found.funders.values())
 
 
 def compare(
@@ -83,37 +87,43 @@ class Comparison:
     changed: Sequence[Month]
 
 
-COLUMNS: tuple[tuple[str, Callable[[Month], int], int], ...] = (
+Columns = tuple[tuple[str, Callable[[Month], int], int], ...]
+# M is a million points. Two tables, so that each fits a terminal of 80 columns.
+POINTS: Columns = (
     ("active", lambda month: month.active, 1),
     ("saved t", lambda month: month.saved_kg, 1_000),
     ("issued M", lambda month: month.issued, 1_000_000),
     ("spent M", lambda month: month.spent, 1_000_000),
     ("lapsed M", lambda month: month.lapsed, 1_000_000),
-    ("open M", lambda month: month.outstanding, 1_000_000),
+    ("outstanding M", lambda month: month.outstanding, 1_000_000),
+)
+MONEY: Columns = (
+    ("liability 万元", lambda month: month.liability_fen, FEN_PER_WAN_YUAN),
     ("will lapse M", lambda month: month.expected_lapse, 1_000_000),
-    ("owed 万元", lambda month: month.liability_fen, FEN_PER_WAN_YUAN),
     ("cost 万元", lambda month: month.cost_fen, FEN_PER_WAN_YUAN),
-    ("元/t", lambda month: month.fen_per_tonne, 100),
+    ("yuan a tonne", lambda month: month.fen_per_tonne, 100),
 )
 
 
-def table(found: Comparison) -> Table:
-    """Month by month: as it is, and below it with the change. M is a million points."""
-    shown = Table(
-        title=f"{len(found.changed)} months as they are, and with {_said(found.change)}",
-        caption="open: points outstanding; will lapse: of those; owed: what they are worth",
-    )
+def tables(found: Comparison) -> list[Table]:
+    """Month by month: as it is, and below it with the change; points, then money."""
+    said = f"{len(found.changed)} months as they are, and below with {_said(found.change)}"
+    return [_table(found, POINTS, said), _table(found, MONEY, "What it costs")]
+
+
+def _table(found: Comparison, columns: Columns, title: str) -> Table:
+    shown = Table(title=title, title_justify="left")
     shown.add_column("month", no_wrap=True)
-    for name, _, _ in COLUMNS:
+    for name, _, _ in columns:
         shown.add_column(name, justify="right", no_wrap=True)
     for before, after in zip(found.as_it_is, found.changed, strict=True):
-        shown.add_row(before.month, *_row(before), style="dim")
-        shown.add_row("  changed", *_row(after), end_section=True)
+        shown.add_row(before.month, *_row(before, columns), style="dim")
+        shown.add_row("changed", *_row(after, columns), end_section=True)
     return shown
 
 
-def _row(month: Month) -> list[str]:
-    return [_number(value(month), unit) for _, value, unit in COLUMNS]
+def _row(month: Month, columns: Columns) -> list[str]:
+    return [_number(value(month), unit) for _, value, unit in columns]
 
 
 def summary(found: Comparison) -> str:
@@ -212,7 +222,9 @@ def _dress(axes: Axes, title: str, unit: str) -> None:
 
 
 def _number(value: int, unit: int) -> str:
-    return f"{value:,}" if unit == 1 else f"{value / unit:,.0f}"
+    """Whole units; a small town has places behind them."""
+    shown = value / unit
+    return f"{shown:,.0f}" if unit == 1 or shown >= 100 or not value else f"{shown:,.3f}"
 
 
 def _yuan(fen: int) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 import mongoengine as me
 from pymongo import InsertOne, ReplaceOne, UpdateOne
@@ -374,17 +374,27 @@ def books_between(first_month: str, last_month: str, prefix: str = "") -> list[B
     return sorted(rows, key=lambda row: (row.month, row.unit, row.book, row.behaviour))
 
 
-def taking_part(month: str) -> tuple[int, int]:
-    """How many accounts avoided something in a month, and how many milligrams in all.
+class TakingPart(NamedTuple):
+    """Accounts that avoided something in a month, and what they avoided and earned in all."""
 
-    Lags the book by seconds, and is one pass over a month of the whole city: for jobs.
-    """
+    accounts: int
+    mg: int
+    points: int
+
+
+def taking_part(month: str) -> TakingPart:
+    """Who took part in a month. One pass over a month of the whole city: for jobs."""
+    sums = {"mg": {"$sum": "$behaviours.mg"}, "points": {"$sum": "$behaviours.points"}}
+    totals = {"mg": {"$sum": "$mg"}, "points": {"$sum": "$points"}}
     found = _months().aggregate(
         [
             {"$match": {"month": month}},
-            {"$project": {"mg": {"$sum": "$behaviours.mg"}}},
+            {"$project": sums},
             {"$match": {"mg": {"$gt": 0}}},
-            {"$group": {"_id": None, "accounts": {"$sum": 1}, "mg": {"$sum": "$mg"}}},
+            {"$group": {"_id": None, "accounts": {"$sum": 1}, **totals}},
         ]
     )
-    return next(((row["accounts"], row["mg"]) for row in found), (0, 0))
+    return next(
+        (TakingPart(row["accounts"], row["mg"], row["points"]) for row in found),
+        TakingPart(0, 0, 0),
+    )

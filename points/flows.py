@@ -48,7 +48,6 @@ class Flow:
     # What its points paid for others less what others' points paid for it.
     between: int = 0
     by_behaviour: dict[str, int] = field(default_factory=dict)
-    issued_by_month: dict[str, int] = field(default_factory=dict)
     spent_by_month: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -147,8 +146,8 @@ def _add(
         if kind == "issued":
             flow.issued += out_of
             flow.taken_back += into
-            for by, name in ((flow.by_behaviour, behaviour), (flow.issued_by_month, month)):
-                by[name] = by.get(name, 0) + out_of - into
+            by = flow.by_behaviour
+            by[behaviour] = by.get(behaviour, 0) + out_of - into
         elif kind == "spent":
             flow.spent += into
             flow.reopened += out_of

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from flask import Flask
+from lives import at, did, spent
 from PIL import Image
 from rich.console import Console
 
-from accounting import clock
+from accounting import accounts, clock
 from api import simulation
+from footprint import upkeep
 from points import simulating
 from points.simulating import Assumptions, Change, City
 
@@ -79,11 +82,13 @@ def test_the_plots_are_pictures_and_the_table_has_every_month(tmp_path: Path) ->
     ]
     for file in files:
         assert Image.open(io.BytesIO(file.read_bytes())).size == (1_350, 750)
-    shown = Console(width=120, record=True, file=io.StringIO())
-    shown.print(simulation.table(found))
+    shown = Console(width=80, record=True, file=io.StringIO())
+    shown.print(*simulation.tables(found))
     text = shown.export_text()
-    assert all(month in text for month in YEAR)
-    assert text.count("changed") == 12
+    assert all(text.count(month) == 2 for month in YEAR)
+    assert text.count("changed") == 24
+    # Nothing was cut to fit.
+    assert "…" not in text
 
 
 @pytest.mark.parametrize("wrong", [["--rate", "0"], ["--months", "61"], ["--seed", "-1"]])
@@ -91,3 +96,24 @@ def test_factors_without_sense_are_refused(wrong: list[str]) -> None:
     from api.cli import tanhui
 
     assert CliRunner().invoke(tanhui, ["simulate", *wrong]).exit_code == 2
+
+
+def test_it_begins_where_the_city_stands(app: Flask) -> None:
+    anna, bo = (accounts.by_phone(f"+8613600000{number:03d}") for number in (1, 2))
+    with at("2026-05-21 12:00"):
+        assert simulation.observed(clock.now()) is None
+        did(anna, "bus_km", "10", "2026-05-20 08:00")
+        did(bo, "metro_km", "10", "2026-05-20 08:00")
+    with at("2026-05-25 12:00"):
+        spent(anna, 69)
+    with at("2026-06-02 12:00"):
+        did(anna, "bus_km", "10", "2026-06-01 08:00")
+        upkeep.walk()
+        found = simulation.observed(clock.now())
+    assert found is not None
+    # In May 269 g and 467 g, a point each; 69 of 736 + 269 points were spent.
+    assert (found.residents, found.active, found.grams) == (2, 2, 368)
+    assert (found.points_per_gram, found.fen_per_1000_points) == (1, 200)
+    assert found.spent_share == pytest.approx(69 / 1_005)
+    # Of May until the end of May 2028, 22 months after next month's begin; of June one more.
+    assert found.stock == (*[0] * 22, 736 - 69, 269)
