@@ -95,6 +95,15 @@ def again(job_id: str) -> None:
     _collection().update_one({"_id": job_id}, {"$set": {"after": ""}})
 
 
+def again_after(job_id: str) -> str | None:
+    """Let the walk that takes a job back begin once more; returns it, None if there is none."""
+    job = jobs.get(job_id)
+    if job is None or job.reversal is None:
+        return None
+    again(job.reversal)
+    return job.reversal
+
+
 def totals(job_id: str) -> Totals:
     """What a walk has added up so far."""
     found = _collection().find_one({"_id": job_id})

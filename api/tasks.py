@@ -12,7 +12,7 @@ from typing import Any
 from celery import Celery, current_app, shared_task
 from kombu.exceptions import OperationalError
 
-from accounting import clock, jobs, outbox
+from accounting import clock, jobs, outbox, walks
 from api import feed_rows, schedule
 from api.config import Config
 from footprint import preview, upkeep
@@ -121,7 +121,8 @@ def run_job(job_id: str) -> None:
     if job.kind in RUN:
         RUN[job.kind](job_id)
     elif imports.run(job_id, feed_rows.take_file_rows) is None:
-        reversal_id = reversals.again(job_id)
+        # A worker that was stopped: rows it took since may be behind the walk that takes it back.
+        reversal_id = walks.again_after(job_id)
         if reversal_id is not None:
             nudge(run_job, reversal_id)
 

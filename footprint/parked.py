@@ -38,6 +38,7 @@ class ParkedDocument(me.Document):
         "indexes": [
             {"fields": ["source", "event_id"], "unique": True},
             {"fields": ["external_hash", "_id"]},
+            {"fields": ["job"], "partialFilterExpression": {"job": {"$gt": ""}}},
             {"fields": ["expires_at"], "expireAfterSeconds": 0},
         ],
     }
@@ -126,8 +127,14 @@ def of_external(external_hash: str) -> list[Parked]:
     return [_row(document) for document in found]
 
 
-def forget(parked_ids: Sequence[str]) -> None:
-    _parked().delete_many({"_id": {"$in": list(parked_ids)}})
+def forget(parked_ids: Sequence[str]) -> int:
+    """Drop parked rows; returns how many were still there."""
+    return _parked().delete_many({"_id": {"$in": list(parked_ids)}}).deleted_count
+
+
+def forget_job(job: str) -> None:
+    """Drop everything parked that a file brought, for a file that is taken back."""
+    _parked().delete_many({"job": job})
 
 
 def forget_external(external_hash: str) -> None:

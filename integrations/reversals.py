@@ -14,7 +14,7 @@ from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, jobs, walks
 from accounting.jobs import Job
-from footprint import activities, bills
+from footprint import activities, bills, parked
 from footprint.activities import SETTLED, Activity
 from footprint.bill_intake import AlreadyCorrected
 from footprint.bills import Bill
@@ -58,19 +58,8 @@ def run(job_id: str) -> Job | None:
         # Its last worker may be at its rows still; the sweep comes back when that is over.
         jobs.postpone(job_id, source.leased_until)
         return None
+    parked.forget_job(source.id)
     return walks.run(job_id, _work, ids_after=lambda after, limit: _ids(source.id, after, limit))
-
-
-def again(job_id: str) -> str | None:
-    """What a worker does that was stopped: rows it took since may be behind the walk.
-
-    Returns the reversal that is to be run; None if the job was not taken back.
-    """
-    job = jobs.get(job_id)
-    if job is None or job.reversal is None:
-        return None
-    walks.again(job.reversal)
-    return job.reversal
 
 
 def _stop(job_id: str, reversal_id: str) -> Job:

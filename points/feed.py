@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from accounting import clock, links, sweeping
+from accounting import clock, links, sweeping, walks
 from accounting.errors import AccountBusy, DomainError, NotFound
 from accounting.links import Link
 from footprint import activities, intake, parked
@@ -220,7 +220,12 @@ def _credit(rows: Sequence[Parked], resident: str) -> list[Received]:
         ]
     )
     taken = zip(rows, received, strict=True)
-    parked.forget([row.id for row, one in taken if not isinstance(one, AccountBusy)])
+    done = [row.id for row, one in taken if not isinstance(one, AccountBusy)]
+    if parked.forget(done) < len(done):
+        # Somebody dropped them meanwhile. Were it a file that is taken back, its walk may have gone
+        # by before these were credited.
+        for job in {row.job for row in rows if row.job}:
+            walks.again_after(job)
     return received
 
 

@@ -14,7 +14,7 @@ from faults.crew import KILLED, Crew, Death
 from flask import Flask
 from homes import NOW, live_in, points_of
 
-from accounting import audit, book, clock, jobs, links
+from accounting import audit, book, clock, jobs, links, walks
 from accounting.clients import Kind
 from accounting.jobs import Job
 from api import feed_rows, tasks
@@ -22,6 +22,7 @@ from api.config import Config
 from footprint import activities, bills
 from integrations import imports, reversals
 from integrations.imports import RowResult
+from points import batches
 
 NDJSON = "application/x-ndjson"
 CARD = "card-1"
@@ -260,11 +261,40 @@ def test_a_worker_that_slept_over_its_lease_has_its_rows_taken_back_too(
 
     assert imports.run(job_id, slow) is None
     assert [status for status, _ in statuses(me)] == ["credited"]
-    reversal_id = reversals.again(job_id)
+    reversal_id = walks.again_after(job_id)
     assert reversal_id is not None
     with clock.travel(jobs.LEASE + timedelta(minutes=2)):
         assert reversals.run(reversal_id) is not None
         assert statuses(me) == [("reversed", 0)]
+
+
+def test_rows_that_wait_for_a_link_are_dropped(me: Caller, feeder: Caller) -> None:
+    job_id = imported(feeder, "activities", ride(1))
+    kept = imported(feeder, "activities", ride(2))
+    assert back(feeder, job_id)["state"] == "done"
+    me.post("/v1/me/links", {"partner_id": feeder.id, "external_id": CARD})
+    assert statuses(me) == [("credited", 215)]
+    assert back(feeder, kept)["reversed"] == 1
+
+
+def test_rows_credited_by_a_link_while_their_file_is_taken_back_go_too(
+    me: Caller, feeder: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = imported(feeder, "activities", ride(1))
+    take_in = batches.take_in
+
+    def late(facts: Any) -> Any:
+        # The whole walk happens between the reading of what is parked and its crediting.
+        assert back(feeder, job_id)["total"] == 0
+        return take_in(facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "take_in", late)
+        me.post("/v1/me/links", {"partner_id": feeder.id, "external_id": CARD})
+    assert statuses(me) == [("credited", 215)]
+    (reversal_id,) = jobs.waiting(clock.now())
+    assert reversals.run(reversal_id) is not None
+    assert statuses(me) == [("reversed", 0)]
 
 
 @pytest.mark.usefixtures("card")
