@@ -28,6 +28,8 @@ CLAIMS_MAX = 5
 PERSONAL = (
     "phone_hash",
     "former_phone_hash",
+    "seen_at",
+    "claims_made",
     "phone_sealed",
     "firebase_hash",
     "name_sealed",
@@ -54,7 +56,7 @@ class ResidentDocument(me.Document):
     status = me.StringField(required=True)
     created_at = me.DateTimeField(required=True)
     # The last sign-in or refresh, to the day.
-    seen_at = me.DateTimeField(required=True)
+    seen_at = me.DateTimeField()
     # The number of an account that was idle when somebody proved that number again.
     former_phone_hash = me.StringField()
     claims_made = me.IntField()
@@ -205,13 +207,14 @@ def change(resident_id: str, changes: dict[str, Any]) -> Resident:
     return resident
 
 
-def contact(resident_id: str) -> dict[str, str | None]:
-    """The phone number we know, and whether a Firebase user is: for the resident alone."""
+def contact(resident_id: str) -> dict[str, Any]:
+    """The phone we know, whether a Firebase user is, the last day seen: for the resident alone."""
     found = _collection().find_one({"_id": resident_id, "status": OPEN}) or {}
     sealed = found.get("phone_sealed")
     return {
         "phone": vault.decrypt(sealed, "phone") if sealed else None,
         "firebase_user": "known" if found.get("firebase_hash") else None,
+        "seen_at": found.get("seen_at"),
     }
 
 
