@@ -12,11 +12,12 @@ account (`available`). Shared books have no head: only the account is sequenced.
 
 import hashlib
 import random
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 
 import bson
@@ -25,7 +26,7 @@ from pymongo import IndexModel
 from pymongo.change_stream import ChangeStream
 from pymongo.errors import DuplicateKeyError
 
-from accounting import clock, storage
+from accounting import alarms, clock, storage
 from accounting.errors import AccountBusy, DomainError, KeyReused
 
 POST_ATTEMPTS_MAX = 12
@@ -37,8 +38,14 @@ RANGES_MAX = 50
 _HEADS = [("account", 1), ("seq", -1)]
 _BY_DAY = [("account", 1), ("cap_day", 1)]
 LINES_PER_ENTRY_MAX = 400
+# How far a clock may be behind the newest entry of an account before somebody has to look at it.
+SKEW_MAX = timedelta(seconds=1)
+SKEW_TOLD_EVERY_S = 60.0
+SKEWED = "clock_skew"
 _PAUSE_S = 0.004
 _PAUSE_MAX_S = 0.25
+
+_skew_told_s = -SKEW_TOLD_EVERY_S
 
 State = dict[str, Any]
 
@@ -233,7 +240,7 @@ def post(ask: Ask, decide: Decide) -> Posted:
     """
     for attempt in range(POST_ATTEMPTS_MAX):
         before = head(ask.account)
-        now = max(clock.now(), before.recorded_at) if before.recorded_at else clock.now()
+        now = _following(before, clock.now())
         try:
             entry, document = _next(ask, before, decide(before, now), now)
         except DomainError:
@@ -329,7 +336,7 @@ def _decide_chain(
             # The answer is the entry drafted here a moment ago, once it is written.
             chain.again.append(place)
             continue
-        then = max(now, before.recorded_at) if before.recorded_at else now
+        then = _following(before, now)
         try:
             entry, document = _next(ask, before, wanted[place].decide(before, then), then)
         except DomainError as refusal:
@@ -464,6 +471,11 @@ def _heads(pipeline: list[storage.Doc]) -> dict[str, Head]:
     }
 
 
+def count() -> int:
+    """About how many entries there are."""
+    return _collection().estimated_count()
+
+
 def accounts_after(account: str, limit: int) -> list[str]:
     """The ids of the next accounts that have entries, in their order; "" begins."""
     found = _collection().aggregate(
@@ -490,6 +502,24 @@ def entries_after(seqs: Mapping[str, int]) -> dict[str, list[Entry]]:
         found[document["account"]].append(entry_of(document))
     for entries_of_one in found.values():
         entries_of_one.sort(key=lambda entry: entry.seq)
+    return found
+
+
+def documents(account: str, first_seq: int) -> Iterator[storage.Doc]:
+    """The entries of an account from a number on as they lie in MongoDB, oldest first."""
+    wanted = {"account": account, "seq": {"$gte": first_seq}}
+    yield from _collection().find(wanted).sort("seq", 1)
+
+
+def documents_of(first_seqs: Mapping[str, int]) -> dict[str, list[storage.Doc]]:
+    """The same of several accounts in one query; for callers who know that it is not too much."""
+    found: dict[str, list[storage.Doc]] = {account: [] for account in first_seqs}
+    if first_seqs:
+        wanted = [{"account": one, "seq": {"$gte": seq}} for one, seq in first_seqs.items()]
+        for document in _collection().find({"$or": wanted}):
+            found[document["account"]].append(document)
+    for documents_of_one in found.values():
+        documents_of_one.sort(key=lambda document: document["seq"])
     return found
 
 
@@ -612,10 +642,10 @@ def verify(
             previous = Head(document["account"])
             accounts += 1
         count += 1
-        problem = _problem(document, previous, checks)
-        if problem is not None:
+        wrong = problem(document, previous, checks)
+        if wrong is not None:
             name = f"{document['account']} seq {document['seq']}"
-            return Verification(count, accounts, totals, f"{name}: {problem}")
+            return Verification(count, accounts, totals, f"{name}: {wrong}")
         for unit, _book, amount, _tag in document["lines"]:
             totals[unit] = totals.get(unit, 0) + amount
         previous = Head(
@@ -630,21 +660,41 @@ def verify(
     return Verification(count, accounts, totals, None)
 
 
-def _problem(document: Mapping[str, Any], previous: Head, checks: tuple[Check, ...]) -> str | None:
-    if document["seq"] != previous.seq + 1:
+def problem(
+    document: Mapping[str, Any], previous: Head | None, checks: tuple[Check, ...]
+) -> str | None:
+    """What is wrong with a stored entry, in one sentence; None for `previous` looks at it alone."""
+    if previous is not None and document["seq"] != previous.seq + 1:
         return f"follows seq {previous.seq}, so an entry is missing"
-    if document["prev_hash"] != previous.hash:
+    if previous is not None and document["prev_hash"] != previous.hash:
         return "does not name the hash of the entry before it"
     if document["hash"] != _digest(document):
         return "its hash does not match its content"
     lines = tuple(Line(*line) for line in document["lines"])
     if any(total != 0 for total in _sums(lines).values()):
         return "its lines do not sum to zero"
-    if document["after"]["balances"] != _balances(previous.after, lines):
-        return "its balances do not follow from the entry before it and its lines"
-    if previous.recorded_at and document["recorded_at"] < previous.recorded_at:
-        return "was recorded before the entry it follows"
+    if previous is not None:
+        if document["after"]["balances"] != _balances(previous.after, lines):
+            return "its balances do not follow from the entry before it and its lines"
+        if previous.recorded_at and document["recorded_at"] < previous.recorded_at:
+            return "was recorded before the entry it follows"
     return next((wrong for check in checks if (wrong := check(document["after"]))), None)
+
+
+def _following(before: Head, now: datetime) -> datetime:
+    """Now, or the instant of the entry before where our clock is behind the one that wrote it.
+
+    More than a second of that is an alarm: one of the two clocks is wrong.
+    """
+    global _skew_told_s
+    if before.recorded_at is None or before.recorded_at <= now:
+        return now
+    behind = before.recorded_at - now
+    if behind > SKEW_MAX and time.monotonic() - _skew_told_s > SKEW_TOLD_EVERY_S:
+        _skew_told_s = time.monotonic()
+        behind_ms = behind // timedelta(milliseconds=1)
+        alarms.sound(SKEWED, socket.gethostname(), behind_ms=behind_ms, account=before.account)
+    return before.recorded_at
 
 
 def _replayed(ask: Ask) -> Posted | None:

@@ -132,6 +132,9 @@ class AppendOnly:
     ) -> "Cursor[Doc]":
         return self._collection.find(wanted, fields)
 
+    def estimated_count(self) -> int:
+        return self._collection.estimated_document_count()
+
     def aggregate(self, pipeline: Sequence[Doc]) -> "CommandCursor[Doc]":
         return self._collection.aggregate(pipeline)
 

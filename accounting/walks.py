@@ -63,6 +63,7 @@ def run(
     work: Work,
     end: Callable[[Job], None] | None = None,
     ids_after: IdsAfter = accounts.ids_after,
+    stretch: int | None = None,
 ) -> Job | None:
     """Carry a walk to its end, then call `end`; None when another worker has it or it is over.
 
@@ -73,7 +74,7 @@ def run(
     if job is None:
         return None
     after, done = _place(job.id)
-    while ids := ids_after(after, STRETCH):
+    while ids := ids_after(after, stretch or STRETCH):
         try:
             added = work(job, ids)
         except AccountBusy as busy:

@@ -51,6 +51,7 @@ STATUS: dict[str, int] = {
     "not_acceptable": 406,
     "account_busy": 409,
     "account_in_use": 409,
+    "book_not_proven": 409,
     "request_in_progress": 409,
     "source_event_conflict": 409,
     "version_exists": 409,

@@ -29,4 +29,12 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "task": "tanhui.add_up_liability",
         "schedule": crontab(hour=1, minute=30),
     },
+    "prove the book": {
+        "task": "tanhui.prove_the_book",
+        "schedule": crontab(hour=1, minute=0),
+    },
+    "bring summaries to the heads and check their sums": {
+        "task": "tanhui.keep_summaries",
+        "schedule": crontab(hour=2, minute=30),
+    },
 }

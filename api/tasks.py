@@ -12,8 +12,9 @@ from typing import Any
 from celery import Celery, current_app, shared_task
 from kombu.exceptions import OperationalError
 
-from accounting import clock, jobs, outbox, walks
+from accounting import clock, jobs, outbox, proofs, walks
 from api import feed_rows, schedule
+from api.bookkeeping import RULES
 from api.config import Config
 from footprint import preview, upkeep
 from integrations import closing, delivery, exports, firebase, imports, reversals
@@ -48,6 +49,7 @@ RUN: dict[str, Callable[[str], Any]] = {
     liability.KIND: liability.run,
     restating.KIND: restating.run,
     upkeep.KIND: upkeep.run,
+    proofs.KIND: partial(proofs.run, rules=RULES),
     reversals.KIND: reversals.run,
     settlement.KIND: settlement.run,
 }
@@ -143,6 +145,18 @@ def sweep_jobs() -> None:
 def let_time_pass() -> None:
     """Queue tonight's job; a second beat, or a second clock, finds it queued."""
     nudge(run_job, passing.queue("clock", day=clock.city_day(clock.now())).id)
+
+
+@shared_task(name="tanhui.prove_the_book")
+def prove_the_book() -> None:
+    """Queue tonight's proof."""
+    nudge(run_job, proofs.queue("clock", day=clock.city_day(clock.now())).id)
+
+
+@shared_task(name="tanhui.keep_summaries")
+def keep_summaries() -> None:
+    """Queue tonight's walk over the summaries; it checks the sums of tonight's accounts."""
+    nudge(run_job, upkeep.queue_tonight().id)
 
 
 @shared_task(name="tanhui.sweep_half_done")

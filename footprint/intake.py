@@ -285,6 +285,25 @@ def lifetime_mg(head: Head) -> int:
     return int(head.after.get("lifetime_mg", 0))
 
 
+def follows(before: State, entry: Entry) -> str | None:
+    """Whether lifetime grams and cap counters are what an entry makes of the state before it.
+
+    For checks of the book: in one sentence what is wrong. Counters at zero are none.
+    """
+    head = Head(entry.account, after=before)
+    kept = Head(entry.account, after=entry.after)
+    if lifetime_mg(kept) != lifetime_mg(head) + entry.amount(UNIT, REDUCTION):
+        return "its lifetime grams do not follow from the entry before it and its lines"
+    counters = _Counters.load(head, entry.recorded_at)
+    # Bills take no part in the caps of a day or month.
+    if entry.cap_day is not None and "bill" not in entry.refs:
+        for part in held.parts(entry.refs):
+            counters.add(date.fromisoformat(entry.cap_day), part)
+    if counters.standing() != _Counters.load(kept, entry.recorded_at).standing():
+        return "its cap counters do not follow from the entry before it and its activity"
+    return None
+
+
 def _meeting(activity: Activity, behaviour: Behaviour, report: Report, head: Head) -> Meeting:
     """How a trip stands to the resident's other credited trips around it."""
     first = clock.city_day(report.start)
@@ -347,6 +366,14 @@ class _Counters:
     def dump(self) -> State:
         return {"days": self.days, "months": self.months}
 
+    def standing(self) -> State:
+        """The counters that say something: whoever credits nothing may leave a zero or nothing."""
+        kept = {
+            period: {code: one for code, one in counters.items() if _says_something(one)}
+            for period, counters in (*self.days.items(), *self.months.items())
+        }
+        return {period: counters for period, counters in kept.items() if counters}
+
     def add(self, day: date, refs: Refs) -> None:
         if self._keeps_day(day):
             _count(self.days.setdefault(day.isoformat(), {}), refs)
@@ -395,6 +422,11 @@ def _day_kept(day: date, today: date) -> bool:
 
 def _month_kept(month: str, today: date) -> bool:
     return month >= clock.add_months(clock.month_of(today), -1)
+
+
+def _says_something(counter: Any) -> bool:
+    """Whether a counter is more than nothing; those of a day and behaviour are lists of them."""
+    return any(counter) if isinstance(counter, list) else bool(counter)
 
 
 def _copy(on_day: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 
 import mongoengine as me
@@ -27,6 +27,7 @@ from accounting.book import Entry, Head
 from accounting.errors import AccountBusy
 from footprint import folding
 from footprint.folding import Effect, Month, Spoiled
+from footprint.replay import moved
 
 CATCH_UP_CHUNK = 1_000
 # How many entries of several accounts are read at once.
@@ -34,6 +35,7 @@ ENTRIES_MAX = 5_000
 ATTEMPTS_MAX = 20
 _PAUSE_MAX_S = 0.1
 _DUPLICATE_KEY = 11000
+_DAY, _INSTANT = timedelta(days=1), timedelta(milliseconds=1)
 
 Seqs = dict[str, int]
 
@@ -307,6 +309,45 @@ def between(account: str, first: date, last: date) -> Summary:
             if first.isoformat() <= cell.day <= last.isoformat()
         )
     )
+
+
+def during(account: str, start: datetime, end: datetime) -> Summary:
+    """The exact cells of what happened from `start` until just before `end`.
+
+    An activity counts where it begins and a bill where its period is over. Days that are only in
+    part inside are told from their entries, the others from the months.
+    """
+    if start >= end:
+        return Summary()
+    first, last = clock.city_day(start), clock.city_day(end - _INSTANT)
+    found = between(account, first, last).cells
+    cut = {first} if clock.start_of(first) < start else set()
+    cut |= {last} if end < clock.start_of(last + _DAY) else set()
+    whole = [cell for cell in found if date.fromisoformat(cell.day) not in cut]
+    parts = [cell for day in sorted(cut) for cell in _of_day(account, day, start, end)]
+    return Summary(tuple(sorted([*whole, *parts])))
+
+
+def _of_day(account: str, day: date, start: datetime, end: datetime) -> list[Cell]:
+    """The cells of the part of a day, from its entries and the restatements of its month."""
+    entries = book.on_days(account, day, day)
+    last = clock.last_day(clock.month_of(day))
+    # A restatement stands at the end of the month it is about.
+    later = book.on_days(account, last, last) if last != day else []
+    happened = {
+        entry.seq: entry.refs["end"] if "bill" in entry.refs else entry.refs["start"]
+        for entry in entries
+        if "start" in entry.refs
+    }
+    sums: dict[tuple[str, str, bool], list[int]] = {}
+    for entry in (*entries, *later):
+        for change in moved(entry.seq, entry.cap_day, entry.refs):
+            if change.day == day.isoformat() and start <= happened[change.seq] < end:
+                key = (change.behaviour, change.evidence, change.bank_grade)
+                row = sums.setdefault(key, [0, 0, 0])
+                for place, amount in enumerate((change.mg, change.points, change.activities)):
+                    row[place] += amount
+    return [Cell(day.isoformat(), *key, *row) for key, row in sums.items() if any(row)]
 
 
 def months_of(accounts: Sequence[str]) -> dict[str, list[Month] | None]:

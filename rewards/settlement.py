@@ -20,7 +20,7 @@ import mongoengine as me
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import book, clock, jobs, storage
+from accounting import book, clock, jobs, proofs, storage
 from accounting.book import Entry
 from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
@@ -137,8 +137,9 @@ def ask(first: date | None, last: date | None, owner: str) -> Job:
 
     Left out, `last` is yesterday and `first` the day after the period before, or the day of the
     first move. Raises `PeriodClosed`, `PeriodNotContinuous`, `PeriodNotOver` or
-    `SettlementUnderway`.
+    `SettlementUnderway`, and `BookNotProven` while the book's proof is red.
     """
+    proofs.require_green()
     today = clock.city_day(clock.now())
     before = _newest()
     if before is not None and before.state == CLOSING:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from callers import Caller, partner, resident, said
@@ -141,15 +142,58 @@ def test_the_summary_adds_up_by_behaviour_dimension_and_day(app: Flask, me: Call
         ("2026-04", Decimal("53.8")), ("2026-05", Decimal("220.2")),
     ]  # fmt: skip
     assert both["reduction_g"] == 274
+    assert month["by_evidence"] == {
+        "A": {"reduction_g": Decimal("435.4"), "points": 435, "count": 3}
+    }
     one = me.get("/v1/me/summary?from=2026-05-19&to=2026-05-19").get_json()
     assert one["reduction_g"] == Decimal("215.2")
     assert resident(app).get("/v1/me/summary").get_json()["series"] == []
+
+
+def test_instants_are_half_open_and_days_inclusive(app: Flask, me: Caller) -> None:
+    """Rides of 1, 2 and 4 km by bus (26.9 g a km) at eight, noon and just before midnight."""
+    city = partner(app)
+    me.post("/v1/me/links", {"partner_id": city.id, "external_id": "1"})
+    times = [("1", "18T08:00:00"), ("2", "18T12:00:00"), ("4", "18T23:59:59"), ("8", "19T00:00:00")]
+    rows = [
+        {
+            "external_id": "1",
+            "behaviour": "bus_km",
+            "quantity": Decimal(km),
+            "occurred_at": f"2026-05-{at}+08:00",
+            "source_event_id": f"half-open-{km}",
+        }
+        for km, at in times
+    ]
+    city.post("/v1/feeds/activities", {"activities": rows})
+    me.post("/v1/me/devices", {"token": "unrelated", "platform": "ios"})
+
+    def km(first: str, last: str) -> Decimal:
+        query = {"from": first, "to": last}
+        answer = me.get("/v1/me/summary?" + urlencode(query)).get_json()
+        assert sum(row["reduction_g"] for row in answer["series"]) == answer["reduction_g"]
+        return Decimal(answer["reduction_g"]) / Decimal("26.9")
+
+    assert km("2026-05-18", "2026-05-18") == 7
+    assert km("2026-05-18T00:00:00+08:00", "2026-05-19T00:00:00+08:00") == 7
+    assert km("2026-05-17T16:00:00Z", "2026-05-18T16:00:00Z") == 7
+    assert km("2026-05-18T08:00:00+08:00", "2026-05-18T12:00:00+08:00") == 1
+    assert km("2026-05-18T08:00:00.001+08:00", "2026-05-18T12:00:00.001+08:00") == 2
+    assert km("2026-05-18T12:00:00+08:00", "2026-05-19T00:00:00.001+08:00") == 14
+    # One end a day, the other an instant; and nothing at all.
+    assert km("2026-05-18T12:00:00+08:00", "2026-05-19") == 14
+    assert km("2026-05-17", "2026-05-18T12:00:00+08:00") == 1
+    assert km("2026-05-18T12:00:00+08:00", "2026-05-18T12:00:00+08:00") == 0
 
 
 @pytest.mark.parametrize(
     ("query", "pointer"),
     [
         ("from=2026-05-20&to=2026-05-19", "/from"),
+        ("from=2026-05-19T00:00:00%2B08:00&to=2026-05-18T23:59:59%2B08:00", "/from"),
+        ("from=2026-05-19&to=2026-05-18T23:59:59%2B08:00", "/from"),
+        ("from=2026-05-19T00:00:00", "/from"),
+        ("from=2020-01-01T00:00:00Z&to=2026-05-19", "/from"),
         ("from=2020-01-01&to=2026-05-19", "/from"),
         ("from=yesterday", "/from"),
         ("to=2026-02-30", "/to"),

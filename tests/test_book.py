@@ -616,3 +616,22 @@ def test_no_request_reads_a_whole_collection(
 def test_a_scan_would_have_been_seen(profiled: Callable[[], list[dict[str, Any]]]) -> None:
     list(raw().find({"kind": "earn"}))
     assert "COLLSCAN" in {one.get("planSummary") for one in profiled()}
+
+
+# Clocks.
+
+
+@pytest.mark.parametrize(("behind_ms", "alarms"), [(999, 0), (1_000, 0), (1_001, 1)])
+def test_a_clock_behind_the_book_by_more_than_a_second_is_an_alarm(
+    monkeypatch: pytest.MonkeyPatch, behind_ms: int, alarms: int
+) -> None:
+    monkeypatch.setattr(book, "_skew_told_s", -book.SKEW_TOLD_EVERY_S)
+    with clock.stand(THEN):
+        first = add("a").entry
+    with clock.stand(THEN - timedelta(milliseconds=behind_ms)):
+        entries = [add(key).entry for key in ("b", "c")]
+    assert [entry.recorded_at for entry in entries] == [first.recorded_at] * 2
+    found = list(storage.database()["alarms"].find({}))
+    assert [(one["kind"], one["facts"]["behind_ms"]) for one in found] == [
+        ("clock_skew", behind_ms)
+    ] * alarms

@@ -105,6 +105,20 @@ def test_a_range_of_days_is_told_by_day_behaviour_and_evidence() -> None:
     assert cells(date(2026, 5, 2), date(2026, 5, 18)) == []
 
 
+def test_part_of_a_day_knows_what_was_taken_back_of_it() -> None:
+    told = live()
+    day = date(2026, 5, 20)
+    morning = summaries.during(ANNA, city("2026-05-20 00:00"), city("2026-05-20 09:00"))
+    [cell] = morning.cells
+    assert (cell.day, cell.behaviour, cell.mg, cell.count) == ("2026-05-20", "bus_km", 269_000, 1)
+    # The ride at nine was taken back, the one by bike at ten stands.
+    later = summaries.during(ANNA, city("2026-05-20 09:00"), city("2026-05-20 13:00"))
+    assert [(cell.behaviour, cell.mg) for cell in later.cells] == [("bike_km", 243_500)]
+    both = sorted([*morning.cells, *later.cells], key=lambda cell: cell.behaviour)
+    assert tuple(both) == summaries.between(ANNA, day, day).cells
+    assert told[0].seq == 1
+
+
 def test_the_cells_add_up_to_the_lines_of_the_book() -> None:
     live()
     mg: Counter[str] = Counter()

@@ -1,6 +1,6 @@
 """The resident's own account: preferences, links, devices, inbox, milestones, footprint summary."""
 
-from datetime import date
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from accounting.errors import NotFound, Unauthenticated
 from accounting.links import Link
 from accounting.outbox import Notification
 from api.idempotency import idempotent
-from api.numbers import CityDay, Flag, Grams, Instant, Schema
+from api.numbers import DayOrInstant, Flag, Grams, Instant, Schema
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, newest, page_of
 from api.problems import Invalid, language
@@ -121,11 +121,11 @@ class MilestonesAnswer(ma.Schema):
 
 
 class SummaryQuery(Schema):
-    """City days, both included; without them the month to date."""
+    """City days are included, instants half-open; without them the month to date."""
 
     class Meta:
         unknown = ma.RAISE
-        include = {"from": CityDay(), "to": CityDay()}
+        include = {"from": DayOrInstant(), "to": DayOrInstant()}
 
     by = fields.String(load_default="day", validate=validate.OneOf(["day", "month"]))
 
@@ -141,7 +141,10 @@ class Period(Sums):
 
 
 class SummaryAnswer(ma.Schema):
-    """`emissions_g` is what the household's bills emitted, my share of it."""
+    """`emissions_g` is what the household's bills emitted, my share of it, by whole days.
+
+    `by_evidence` tells records of partners (A) from those of my phone (B), photos (C), my word (D).
+    """
 
     reduction_g = Grams(required=True)
     points = fields.Integer(required=True)
@@ -149,6 +152,7 @@ class SummaryAnswer(ma.Schema):
     by_carrier = fields.Dict(keys=fields.String(), values=Grams(), required=True)
     by_behaviour = fields.Dict(keys=fields.String(), values=fields.Nested(Sums), required=True)
     by_dimension = fields.Dict(keys=fields.String(), values=fields.Nested(Sums), required=True)
+    by_evidence = fields.Dict(keys=fields.String(), values=fields.Nested(Sums), required=True)
     series = fields.List(fields.Nested(Period), required=True)
 
 
@@ -285,15 +289,17 @@ class Summary(MethodView):
     @blueprint.response(200, SummaryAnswer)
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """What I avoided and earned, by behaviour, dimension, day or month"""
-        first, last = _range(wanted)
-        cells = summaries.between(caller().id, first, last).cells
+        start, end = _range(wanted)
+        cells = summaries.during(caller().id, start, end).cells
         behaviours: dict[str, dict[str, int]] = {}
+        evidence: dict[str, dict[str, int]] = {}
         dimensions: dict[str, dict[str, int]] = {}
         series: dict[str, dict[str, int]] = {}
         for cell in cells:
             period = cell.day if wanted["by"] == "day" else cell.day[:7]
             for sums, name in (
                 (behaviours, cell.behaviour),
+                (evidence, cell.evidence),
                 (dimensions, methodology.dimension_of(cell.behaviour)),
                 (series, period),
             ):
@@ -301,6 +307,8 @@ class Summary(MethodView):
                 held["reduction_g"] += cell.mg
                 held["points"] += cell.points
                 held["count"] += cell.count
+        first = clock.city_day(start)
+        last = clock.city_day(max(start, end - timedelta(milliseconds=1)))
         emitted = bills.emissions_between(caller().id, first, last)
         return {
             "reduction_g": sum(cell.mg for cell in cells),
@@ -309,19 +317,23 @@ class Summary(MethodView):
             "by_carrier": emitted,
             "by_behaviour": behaviours,
             "by_dimension": dimensions,
+            "by_evidence": evidence,
             "series": [{"period": period, **sums} for period, sums in sorted(series.items())],
         }
 
 
-def _range(wanted: dict[str, Any]) -> tuple[date, date]:
-    today = clock.city_day(clock.now())
-    last: date = wanted.get("to", today)
-    first: date = wanted.get("from", last.replace(day=1))
-    if first > last:
+def _range(wanted: dict[str, Any]) -> tuple[datetime, datetime]:
+    """From the first instant to just before the second."""
+    last = wanted.get("to", clock.city_day(clock.now()))
+    end = last if isinstance(last, datetime) else clock.start_of(last + timedelta(days=1))
+    newest = clock.city_day(end - timedelta(milliseconds=1))
+    first = wanted.get("from", newest.replace(day=1))
+    start = first if isinstance(first, datetime) else clock.start_of(first)
+    if start > end or (start == end and not isinstance(last, datetime)):
         raise Invalid([("/from", "Must not lie after to.")])
-    if (last - first).days > RANGE_DAYS_MAX:
+    if end - start > timedelta(days=RANGE_DAYS_MAX + 1):
         raise Invalid([("/from", f"At most {RANGE_DAYS_MAX} days.")])
-    return first, last
+    return start, end
 
 
 def _notification(row: Notification) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import marshmallow as ma
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import audit
+from accounting import audit, proofs
 from api import tasks
 from api.idempotency import idempotent
-from api.numbers import CityDay, Schema
+from api.numbers import CityDay, Flag, Schema
 from api.openapi import Blueprint, refuses
 from api.reports import MONTH
 from api.security import OPERATOR, caller, door
@@ -28,7 +28,8 @@ from rewards import settlement
 FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     restating.KIND: (frozenset({"methodology", "month"}), frozenset({"reason"})),
     preview.KIND: (frozenset({"draft"}), frozenset({"month"})),
-    upkeep.KIND: (frozenset(), frozenset()),
+    upkeep.KIND: (frozenset(), frozenset({"rebuild"})),
+    proofs.KIND: (frozenset(), frozenset()),
     passing.KIND: (frozenset(), frozenset()),
     liability.KIND: (frozenset(), frozenset()),
     settlement.KIND: (frozenset(), frozenset({"from", "to"})),
@@ -40,6 +41,8 @@ blueprint = Blueprint("operator_jobs", __name__, description="Work over the whol
 class JobRequest(Schema):
     """`restate` needs `methodology` and `month`, `preview` a `draft`, the others nothing.
 
+    `projections` brings every summary to its head and checks all sums; with `rebuild` it builds
+    them again. `proof` proves the book now.
     `settle` closes the city days `from` to `to`: the day after the period before, to yesterday.
     """
 
@@ -52,6 +55,7 @@ class JobRequest(Schema):
     draft = fields.String(validate=validate.Length(1, TEXT_CHARS_MAX))
     from_ = CityDay(data_key="from")
     to = CityDay()
+    rebuild = Flag()
 
     @ma.validates_schema(skip_on_field_errors=True)
     def fits_kind(self, data: dict[str, Any], **_: Any) -> None:
@@ -72,6 +76,7 @@ class QueuedJobAnswer(ma.Schema):
 class OperatorJobs(MethodView):
     @door(OPERATOR)
     @refuses("period_closed", "period_not_continuous", "period_not_over", "settlement_underway")
+    @refuses("book_not_proven")
     @blueprint.arguments(JobRequest)
     @idempotent()
     @blueprint.response(202, QueuedJobAnswer)
@@ -120,8 +125,15 @@ def _preview(wanted: dict[str, Any]) -> tuple[str, bool]:
     return queue_preview(wanted["draft"], month_of_preview(wanted.get("month"))).id, False
 
 
-def _projections(_: dict[str, Any]) -> tuple[str, bool]:
-    job = upkeep.queue(caller().id)
+def _proof(_: dict[str, Any]) -> tuple[str, bool]:
+    job = proofs.queue(caller().id)
+    audit.note(caller().id, "proof asked for", job.id)
+    tasks.nudge(tasks.run_job, job.id)
+    return job.id, False
+
+
+def _projections(wanted: dict[str, Any]) -> tuple[str, bool]:
+    job = upkeep.queue(caller().id, rebuild=wanted.get("rebuild", False))
     audit.note(caller().id, "projections asked for", job.id)
     tasks.nudge(tasks.run_job, job.id)
     return job.id, False
@@ -152,6 +164,7 @@ START = {
     restating.KIND: _restate,
     preview.KIND: _preview,
     upkeep.KIND: _projections,
+    proofs.KIND: _proof,
     passing.KIND: _let_time_pass,
     liability.KIND: _liability,
     settlement.KIND: _settle,

@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from accounting import book, clock, links
+from accounting import book, clock, links, proofs
 from accounting.book import Ask, Decision, Head, Line, Wanted
 from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
+from api.bookkeeping import RULES
 from faults import mess
 from footprint import activities, reviews, summaries, upkeep, versions
 from footprint.rules import Report
@@ -237,6 +238,12 @@ def _patiently(do: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     raise AssertionError("still busy after 100 tries")
 
 
+def prove(job_id: str, stretch: int) -> str | None:
+    proofs.STRETCH = stretch
+    job = proofs.run(job_id, RULES)
+    return job.state if job is not None else None
+
+
 def follow_book(heads: dict[str, int]) -> dict[str, int]:
     """Follow the book until these heads are taken in; returns the cursors then."""
     upkeep.follow(lambda: summaries.cursors(heads) == heads)
@@ -286,6 +293,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         run_import,
         run_restatement,
         follow_book,
+        prove,
         run_reversal,
         run_passing,
         hold,
