@@ -1,6 +1,7 @@
 """Funders and campaigns: two operators agree, records put in force, accounts earn by them."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
@@ -474,3 +475,24 @@ def test_a_draft_rule_says_who_loses(app: Flask) -> None:
         future = {"rule": less, "month": "2026-07"}
         answer = anna.post("/v1/operator/earning/preview", future)
         assert said(answer) == (422, "validation_failed")
+
+
+# Two processes.
+
+
+def test_what_another_process_published_is_known_before_it_applies(
+    anna: Caller, bo: Caller
+) -> None:
+    """A process asks again when its knowledge is three seconds old; a record is ten ahead."""
+    before = terms.refresh()
+    bank(anna, bo)
+    known_then = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        # This process knows what it knew, and its knowledge ages.
+        patch.setattr(terms, "_known", (known_then, before))
+        patch.setattr(time, "monotonic", lambda: known_then + terms.REFRESH_S - 0.1)
+        assert terms.current() is before
+        patch.setattr(time, "monotonic", lambda: known_then + terms.REFRESH_S + 0.1)
+        assert len(terms.current().rates) == 2
+    # A second of skew between clocks, and one more for a slow write.
+    assert timedelta(seconds=terms.REFRESH_S + 2) < terms.LEAD
