@@ -292,8 +292,10 @@ def test_what_was_waived_stays_with_who_spent_it_when_the_ride_is_taken_back() -
 
 def test_a_corrected_bill_takes_back_what_was_restated_of_it() -> None:
     formula = 'formula_text = "max(0,min(base-actual,0.3*base))*EF_grid/members"\n'
-    factor = f'{formula}factor = {{ id = "electricity/CN-ZJ/2023", mg_num = '
-    text = changed(draft(V3), f"{factor}497400", f"{factor}500000")
+    factor = f'{formula}factor = {{ id = "electricity/CN-ZJ/2023", mg_num = 497400'
+    # Another value is another factor: the registry's own has only one.
+    other = f'{formula}factor = {{ id = "{V3}/electricity_saving", mg_num = 500000'
+    text = changed(draft(V3), factor, other)
     versions.publish(text, clock.city_day(clock.now()) + 7 * DAY, "anna", alone=False)
     versions.approve(V3, "bo", alone=False)
     anna = someone()
