@@ -211,6 +211,7 @@ _CHINESE: tuple[tuple[str, str], ...] = (
     (r"Not a valid UUID\.", "应为 UUID。"),
     (r"Not a valid URL\.", "应为 URL。"),
     (r"Not a valid page cursor\.", "分页游标无效。"),
+    (r"Must not exceed the quantity\.", "不得超过 quantity。"),
     (r"Give subject or actor, not both\.", "subject 与 actor 只能给一个。"),
     (r"Must be one of: (.*)\.", r"应为以下之一：\1。"),
     (r"Must be equal to (.*)\.", r"应等于 \1。"),

@@ -82,8 +82,10 @@ class Everybody:
         self.by_scope: dict[str, Caller] = {
             "operator": shop.operator,
             "vouchers:redeem": shop.till,
+            "statements:read": shop.till,
             "feeds:write": partner(app, carriers=["electricity", "gas", "water"]),
             "grades:read": self.bank,
+            "terms:write": self.bank,
         }
         self.ids = self._ids(shop.offer())
         self._turn = itertools.count()
