@@ -212,6 +212,8 @@ _CHINESE: tuple[tuple[str, str], ...] = (
     (r"Not a valid URL\.", "应为 URL。"),
     (r"Not a valid page cursor\.", "分页游标无效。"),
     (r"Must not exceed the quantity\.", "不得超过 quantity。"),
+    (r"Send rule, campaign or both\.", "请提供 rule、campaign 或两者。"),
+    (r"Not a known funder\.", "未知的出资方。"),
     (r"Give subject or actor, not both\.", "subject 与 actor 只能给一个。"),
     (r"Must be one of: (.*)\.", r"应为以下之一：\1。"),
     (r"Must be equal to (.*)\.", r"应等于 \1。"),

@@ -70,7 +70,7 @@ def test_every_operation_says_what_it_is_who_may_and_what_may_go_wrong(
 OPEN = {
     "GET /.well-known/jwks.json", "GET /docs", "GET /docs/assets/{name}", "GET /docs/start.js",
     "GET /healthz", "GET /metrics", "GET /openapi.json", "GET /readyz", "GET /v1/behaviours",
-    "GET /v1/consent-texts", "GET /v1/rewards", "GET /v1/rewards/{reward_id}",
+    "GET /v1/consent-texts", "GET /v1/proofs", "GET /v1/rewards", "GET /v1/rewards/{reward_id}",
     "POST /v1/auth/firebase", "POST /v1/auth/otp", "POST /v1/auth/refresh", "POST /v1/auth/token",
 }  # fmt: skip
 
