@@ -1,13 +1,13 @@
 """What each funder's points did, over all accounts: issued, taken back, spent, reopened, expired.
 
-Added up from the months of the summaries, which follow the book within seconds. Months that ended
-long ago are added up once and kept; the last two are added up again each time. The result is one
-document, so that whoever only asks reads one.
+Added up from the months of the summaries, which follow the book within seconds. Months that are
+over are added up once and kept; this one is added up again each time, some seconds for a city of
+millions. The result is one document, so that whoever only asks reads one.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import mongoengine as me
 from pymongo.collection import Collection
@@ -17,8 +17,8 @@ from footprint import summaries
 from footprint.summaries import BookMonth
 
 FIRST_MONTH = "2024-01"
-# The months that are added up anew: entries are recorded in the present, and repairs reach back.
-OPEN_MONTHS = 2
+# A month is over once its last entries are followed for certain.
+OPEN_FOR = timedelta(days=3)
 NOW = "now"
 KINDS = ("issued", "spent", "expired", "between")
 BASELINE = "baseline"
@@ -77,7 +77,7 @@ class Flows:
 def refresh(now: datetime) -> Flows:
     """Add everything up again and keep it."""
     this_month = clock.city_month(now)
-    first_open = clock.add_months(this_month, 1 - OPEN_MONTHS)
+    first_open = clock.city_month(now - OPEN_FOR)
     rows = [row for month in _closed(first_open, now) for row in month]
     rows += [_packed(row) for row in summaries.books_between(first_open, this_month)]
     _collection().replace_one({"_id": NOW}, {"_id": NOW, "at": now, "rows": rows}, upsert=True)

@@ -7,6 +7,7 @@ an alarm is unique. What is issued while a record is on its way is bounded by th
 keeper comes back before ten times the speed it has seen could reach a threshold.
 """
 
+import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,8 +26,8 @@ from points.proposals import Agreed
 SLOWED, SPENT, REFILLED = "budget_slowed", "budget_spent", "refilled"
 LEVELS = (80, 90, 100)
 ALARM = "budget"
-# From the entries a pass has seen to the record that applies everywhere: the follower, a pass, the
-# lead of a record.
+# From the entries a pass has seen to the record that applies everywhere: the follower, the time to
+# the next pass, the lead of a record. The time that a pass itself takes comes on top, twice.
 COVER_S = 30 + 15 + terms.LEAD // timedelta(seconds=1)
 EVERY, RARELY = timedelta(seconds=15), timedelta(minutes=15)
 # Bursts of ten times what is usual are what the city is built for.
@@ -87,8 +88,10 @@ def keep_due(now: datetime) -> list[Kept]:
 
 def keep(now: datetime) -> list[Kept]:
     """Look at every pool and do what is to be done."""
+    begun = time.monotonic()
     found = flows.refresh(now)
-    return [_keep(one, found, now) for one in funders.everyone()]
+    cover_s = COVER_S + 2 * int(time.monotonic() - begun)
+    return [_keep(one, found, now, cover_s) for one in funders.everyone()]
 
 
 def raised(*, limit: int) -> list[dict[str, Any]]:
@@ -96,7 +99,7 @@ def raised(*, limit: int) -> list[dict[str, Any]]:
     return list(_alarms().find({}).sort("at", -1).limit(limit))
 
 
-def _keep(one: Agreed, found: Flows, now: datetime) -> Kept:
+def _keep(one: Agreed, found: Flows, now: datetime, cover_s: int) -> Kept:
     # What a crash between an approval and its record left out.
     funders.record(one)
     pool, flow = funders.pool_of(one), found.funders.get(one.id)
@@ -108,7 +111,7 @@ def _keep(one: Agreed, found: Flows, now: datetime) -> Kept:
     reserve = 0
     due_at = now + RARELY
     if limit is not None:
-        reserve = pool.reserve(limit, speed, COVER_S)
+        reserve = pool.reserve(limit, speed, cover_s)
         wanted = pool.permille(used, limit, reserve, permille)
         if wanted != permille:
             terms.publish_rate(
