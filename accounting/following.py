@@ -21,10 +21,10 @@ from accounting import book, clock, storage
 from accounting.book import Entry
 from accounting.errors import AccountBusy
 
-BATCH_MAX = 2_000
+BATCH_MAX = 5_000
 # How long a quiet stream is waited for, and the longest an entry waits for more to join it.
 WAIT_MS = 250
-GATHER_S = 0.25
+GATHER_S = 0.5
 # How often the place is stored while nothing is recorded, so that the oplog does not outrun it.
 KEEP_S = 10.0
 RETRY_S = 1.0

@@ -13,6 +13,7 @@ import mongoengine as me
 from pymongo.collection import Collection
 
 from accounting import clock, storage
+from accounting.errors import DomainError
 from accounting.ids import new_id
 
 QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
@@ -45,6 +46,7 @@ class JobDocument(me.Document):
     leased_until = me.DateTimeField(required=True)
     # The job that takes this one back.
     reversal = me.StringField()
+    cancelled_by = me.StringField()
     tries = me.IntField(required=True)
 
     meta = {
@@ -101,6 +103,7 @@ class Job:
     leased_until: datetime = field(default_factory=clock.now)
     tries: int = 0
     reversal: str | None = None
+    cancelled_by: str | None = None
 
     @property
     def progress(self) -> int:
@@ -115,6 +118,27 @@ class Job:
             return 0
         spent = (self.finished_at or clock.now()) - self.started_at
         return self.done * 1_000 // max(spent // timedelta(milliseconds=1), 1)
+
+    @property
+    def seconds_left(self) -> int | None:
+        """How long it will take at the speed so far; None while there is nothing to go by."""
+        size = self.arguments.get("size") or 0
+        if self.state != RUNNING or self.started_at is None or not 0 < self.bytes_done <= size:
+            return None
+        spent_s = (clock.now() - self.started_at) // timedelta(seconds=1)
+        return spent_s * (size - self.bytes_done) // self.bytes_done
+
+
+class JobOver(DomainError):
+    code = "job_over"
+    en = "This job has ended, or waits for an approval."
+    zh = "该任务已结束，或正在等待批准。"
+
+
+class JobNotCancelled(DomainError):
+    code = "job_not_cancelled"
+    en = "Only a job that was cancelled can be resumed."
+    zh = "仅可恢复已取消的任务。"
 
 
 def _jobs() -> "Collection[storage.Doc]":
@@ -227,6 +251,39 @@ def fail(job: Job, why: str) -> None:
     """End a job that cannot go on; `why` is a sentence for the owner."""
     change = {"state": FAILED, "failure": why, "finished_at": clock.now()}
     _jobs().update_one({"_id": job.id, "state": RUNNING}, {"$set": change})
+
+
+def cancel(job_id: str, by: str, why: str) -> Job:
+    """Stop a job where it is; its worker notices at its next step. Raises `JobOver`."""
+    change = {
+        "state": FAILED,
+        "failure": f"Cancelled: {why}",
+        "finished_at": clock.now(),
+        "cancelled_by": by,
+    }
+    wanted = {"_id": job_id, "state": {"$in": UNFINISHED}, "leased_until": {"$lt": HELD_UNTIL}}
+    found = _jobs().find_one_and_update(wanted, {"$set": change}, return_document=True)
+    if found is None:
+        raise JobOver()
+    return _job(found)
+
+
+def resume(job_id: str) -> Job:
+    """Let a cancelled job go on where it was stopped. Raises `JobNotCancelled`."""
+    change = {
+        "state": QUEUED,
+        "failure": None,
+        "finished_at": None,
+        "cancelled_by": None,
+        # Whoever worked on it may be at its last step yet.
+        "leased_until": clock.now() + LEASE,
+        "tries": 0,
+    }
+    wanted = {"_id": job_id, "state": FAILED, "cancelled_by": {"$type": "string"}}
+    found = _jobs().find_one_and_update(wanted, {"$set": change}, return_document=True)
+    if found is None:
+        raise JobNotCancelled()
+    return _job(found)
 
 
 def note_errors(rows: list[dict[str, Any]]) -> None:

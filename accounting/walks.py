@@ -83,7 +83,8 @@ def run(
         if not _move(job.id, after, ids[-1], len(ids), added):
             return None
         after, done = ids[-1], done + len(ids)
-        jobs.advance(job, done, done, job.counts)
+        if not jobs.advance(job, done, done, job.counts):
+            return None  # Cancelled, or another worker has it.
     if end is not None:
         end(job)
     jobs.finish(job, done)

@@ -52,6 +52,8 @@ STATUS: dict[str, int] = {
     "account_busy": 409,
     "account_in_use": 409,
     "book_not_proven": 409,
+    "job_over": 409,
+    "job_not_cancelled": 409,
     "request_in_progress": 409,
     "source_event_conflict": 409,
     "version_exists": 409,

@@ -132,9 +132,9 @@ class Month:
 
     def _add(self, change: Change) -> None:
         key = Key(change.behaviour, change.evidence, change.bank_grade)
-        row = self.behaviours.setdefault(
-            key,
-            {
+        row = self.behaviours.get(key)
+        if row is None:
+            row = self.behaviours[key] = {
                 "behaviour": key.behaviour,
                 "dimension": methodology.dimension_of(key.behaviour),
                 "evidence": key.evidence,
@@ -143,8 +143,7 @@ class Month:
                 "points": 0,
                 "count": 0,
                 "days": [],
-            },
-        )
+            }
         row["mg"] += change.mg
         row["points"] += change.points
         row["count"] += change.activities

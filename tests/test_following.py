@@ -4,15 +4,18 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
+from callers import machine, said
 from faults.crew import KILLED, Crew, Death
+from flask import Flask
 from test_summaries import NOW, city, live, raw, tell
 
-from accounting import book, clock, following, storage
+from accounting import book, clock, following, jobs, storage, walks
 from accounting.book import Ask, Decision, Line
+from accounting.clients import Kind
 from api.config import Config
 from footprint import folding, summaries, upkeep
 from points import crediting
@@ -299,6 +302,62 @@ def test_a_walk_that_builds_everything_again_gives_the_same_bytes() -> None:
     before = raw("res_0")
     assert run_job(rebuild=True) == {"state": "done", "accounts": 1, "rebuilt": 1}
     assert raw("res_0") == before
+
+
+def test_a_walk_is_cancelled_and_resumed_where_it_was(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for who in PEOPLE:
+        live(who)
+    operator = machine(app, Kind.OPERATOR)
+    job_id = operator.post("/v1/operator/jobs", {"kind": "projections"}).get_json()["job_id"]
+    monkeypatch.setattr(walks, "STRETCH", 1)
+    real = summaries.catch_up_to
+    seen: list[str] = []
+
+    def cancelled_at_the_second(heads: Any) -> int:
+        found = list(heads)
+        seen.extend(head.account for head in found)
+        if len(seen) == 2:
+            answer = operator.post(f"/v1/operator/jobs/{job_id}/cancel", {"reason": "busy hour"})
+            assert answer.status_code == 204
+        return real(found)
+
+    monkeypatch.setattr(summaries, "catch_up_to", cancelled_at_the_second)
+    assert upkeep.run(job_id) is None
+    told = operator.get(f"/v1/jobs/{job_id}").get_json()
+    assert (told["state"], told["failure"]) == ("failed", "Cancelled: busy hour")
+    assert said(operator.post(f"/v1/operator/jobs/{job_id}/cancel", {"reason": "x"})) == (
+        409,
+        "job_over",
+    )
+    assert operator.post(f"/v1/operator/jobs/{job_id}/resume").status_code == 202
+    assert said(operator.post(f"/v1/operator/jobs/{job_id}/resume")) == (409, "job_not_cancelled")
+    assert upkeep.run(job_id) is None  # Whoever had it may be at it for as long as the lease.
+    with clock.travel(2 * jobs.LEASE):
+        job = upkeep.run(job_id)
+    assert job is not None
+    assert (job.state, seen) == ("done", PEOPLE)
+    assert operator.post("/v1/operator/jobs/job_x/cancel", {"reason": "x"}).status_code == 404
+    assert said(operator.post(f"/v1/operator/jobs/{job_id}/cancel", {})) == (
+        422,
+        "validation_failed",
+    )
+
+
+def test_a_running_job_says_how_long_it_will_take() -> None:
+    started = clock.now()
+    job = upkeep.queue("op")
+    taken = jobs.take(job.id)
+    assert taken is not None
+    assert taken.seconds_left is None
+    storage.database()["jobs"].update_one({}, {"$set": {"arguments.size": 100}})
+    jobs.advance(taken, 25, 25, {})
+    with clock.stand(started + timedelta(seconds=30)):
+        found = jobs.get(job.id)
+        assert found is not None
+        # A quarter took half a minute, less the moment until it was taken.
+        assert found.seconds_left in (87, 90)
 
 
 def test_entries_that_move_nothing_leave_no_month() -> None:

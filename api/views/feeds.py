@@ -112,6 +112,7 @@ class JobAnswer(ma.Schema):
     parked = fields.Integer(required=True)
     progress = fields.Integer(required=True, metadata={"description": "Percent of the bytes."})
     rows_per_second = fields.Integer(required=True)
+    seconds_left = fields.Integer(required=True, allow_none=True)
     errors_url = fields.String(required=True)
     failure = fields.String(required=True, allow_none=True)
     download_url = fields.String(metadata={"description": "Of a finished export."})
@@ -343,6 +344,7 @@ def _job(job: Job) -> dict[str, Any]:
         **job.counts,
         "progress": 100 if job.state == jobs.DONE else job.progress,
         "rows_per_second": job.rows_per_second,
+        "seconds_left": job.seconds_left,
         "errors_url": f"/v1/jobs/{job.id}/errors",
         "failure": job.failure,
     }

@@ -6,7 +6,9 @@ import marshmallow as ma
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import audit, proofs
+from accounting import audit, jobs, proofs
+from accounting.errors import NotFound
+from accounting.jobs import Job
 from api import tasks
 from api.idempotency import idempotent
 from api.numbers import CityDay, Flag, Schema
@@ -67,6 +69,10 @@ class JobRequest(Schema):
             raise ma.ValidationError(wrong)
 
 
+class CancelRequest(Schema):
+    reason = fields.String(required=True, validate=validate.Length(1, 500))
+
+
 class QueuedJobAnswer(ma.Schema):
     job_id = fields.String(required=True)
     needs_approval = fields.Boolean(required=True)
@@ -104,6 +110,42 @@ class ApprovedJob(MethodView):
         run = restating.approve(job_id, caller().id, alone=one_is_enough())
         tasks.nudge(tasks.run_job, run.id)
         return {"job_id": run.id, "needs_approval": False}, 202, location_of(run.id)
+
+
+@blueprint.route("/v1/operator/jobs/<job_id>/cancel")
+class CancelledJob(MethodView):
+    @door(OPERATOR)
+    @refuses("job_over")
+    @blueprint.arguments(CancelRequest)
+    @idempotent()
+    @blueprint.response(204)
+    def post(self, wanted: dict[str, Any], job_id: str) -> None:
+        """Stop work over the whole city where it is; what is done stays
+
+        A period that is being settled cannot be stopped.
+        """
+        job = jobs.cancel(_of_ours(job_id).id, caller().id, wanted["reason"])
+        audit.note(caller().id, "job cancelled", job.id, reason=wanted["reason"])
+
+
+@blueprint.route("/v1/operator/jobs/<job_id>/resume")
+class ResumedJob(MethodView):
+    @door(OPERATOR)
+    @refuses("job_not_cancelled")
+    @idempotent()
+    @blueprint.response(202, QueuedJobAnswer)
+    def post(self, job_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
+        """Let a cancelled job go on where it was stopped, in a minute"""
+        job = jobs.resume(_of_ours(job_id).id)
+        audit.note(caller().id, "job resumed", job.id)
+        return {"job_id": job.id, "needs_approval": False}, 202, location_of(job.id)
+
+
+def _of_ours(job_id: str) -> Job:
+    job = jobs.get(job_id)
+    if job is None or job.kind not in FIELDS or job.kind == settlement.KIND:
+        raise NotFound()
+    return job
 
 
 def _restate(wanted: dict[str, Any]) -> tuple[str, bool]:
