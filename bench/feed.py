@@ -15,8 +15,12 @@ import multiprocessing
 import pstats
 import random
 import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from accounting import clients, clock, links, storage, vault
 from accounting.clients import Kind
@@ -97,21 +101,59 @@ def start(uri: str) -> None:
         _started = True
 
 
-def work(uri: str, job_id: str) -> tuple[dict[str, int], int]:
+class End(NamedTuple):
+    """What a worker did: rows by outcome, its CPU seconds, the most memory it ever took."""
+
+    counts: dict[str, int]
+    cpu_s: float
+    memory_mib: int
+
+
+def work(uri: str, job_id: str) -> End:
     start(uri)
+    began = time.process_time()
     job = imports.run(job_id, feed_rows.take_file_rows)
     assert job is not None
     assert job.state == "done", job
-    return job.counts, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return End(job.counts, time.process_time() - began, memory)
 
 
-def raw(uri: str, names: list[tuple[str, list[Any]]]) -> None:
-    """Write ready documents, found by id in what ours left, into collections beside it."""
+def raw(uri: str, names: list[tuple[str, list[Any]]]) -> End:
+    """Write ready documents into collections beside those ours wrote them into."""
     start(uri)
+    began = time.process_time()
     for name, documents in names:
         into = storage.strong(storage.database()[f"raw_{name}"])
-        for begin in range(0, len(documents), BATCH):
-            into.insert_many(documents[begin : begin + BATCH], ordered=False)
+        for place in range(0, len(documents), BATCH):
+            into.insert_many(documents[place : place + BATCH], ordered=False)
+    return End({}, time.process_time() - began, 0)
+
+
+def server_cpu_s() -> float:
+    """CPU seconds mongod has taken so far."""
+    told = storage.database().command("serverStatus")["extra_info"]
+    return (told["user_time_us"] + told["system_time_us"]) / 1e6
+
+
+@dataclass
+class Way:
+    """One of the two ways, as its turns add up."""
+
+    seconds: list[float] = field(default_factory=list)
+    worker_s: float = 0.0
+    server_s: float = 0.0
+    memory_mib: int = 0
+
+    def turn(self, do: Callable[[], list[End]], *, counts: bool) -> list[End]:
+        server, ends = server_cpu_s(), []
+        took = timed(lambda: ends.extend(do()))
+        self.memory_mib = max(self.memory_mib, *(end.memory_mib for end in ends))
+        if counts:
+            self.seconds.append(took)
+            self.worker_s += sum(end.cpu_s for end in ends)
+            self.server_s += server_cpu_s() - server
+        return ends
 
 
 def raw_collections() -> None:
@@ -153,42 +195,44 @@ def main() -> None:
             profile(uri, wanted.rows, wanted.residents, chance, today)
             return
         raw_collections()
-        ours: list[float] = []
-        theirs: list[float] = []
-        memory = 0
+        ours, theirs = Way(), Way()
         with multiprocessing.get_context("spawn").Pool(wanted.workers) as pool:
             for turn in range(wanted.rounds + 1):
                 day = today - timedelta(days=wanted.rounds + 1 - turn)
-                jobs = [
-                    queued(file_of(each, wanted.residents, chance, day))
-                    for _ in range(wanted.workers)
+                files = [
+                    file_of(each, wanted.residents, chance, day) for _ in range(wanted.workers)
                 ]
+                jobs = [(uri, queued(content)) for content in files]
                 before = seen()
-                ends: list[Any] = []
-                took = timed(
-                    lambda jobs=jobs, ends=ends: ends.extend(
-                        pool.starmap(work, [(uri, job) for job in jobs], chunksize=1)
-                    )
+                # The first turn warms caches, and brings everybody's first kilograms.
+                ends = ours.turn(
+                    lambda jobs=jobs: pool.starmap(work, jobs, chunksize=1), counts=turn > 0
                 )
-                documents = new_documents(before)
                 shares = [
-                    (uri, [(name, rows[n :: wanted.workers]) for name, rows in documents.items()])
+                    (uri, [(name, rows[n :: wanted.workers]) for name, rows in written])
+                    for written in [list(new_documents(before).items())]
                     for n in range(wanted.workers)
                 ]
-                raw_took = timed(lambda shares=shares: pool.starmap(raw, shares, chunksize=1))
-                memory = max(memory, *(end[1] for end in ends))
-                out.print(f"round {turn}: {[end[0] for end in ends]}")
-                if turn:  # The first one warms caches, and everybody's first kilograms.
-                    ours.append(took)
-                    theirs.append(raw_took)
-    shown = table(
-        f"a file of {each:,} rows for each of {wanted.workers} workers", "", "rows a second"
-    )
-    shown.add_row("ours, from bytes to points", f"{rate(each * wanted.workers, ours):,.0f}")
-    shown.add_row("raw PyMongo, the same documents", f"{rate(each * wanted.workers, theirs):,.0f}")
-    shown.add_row("ratio", f"{rate(1, ours) / rate(1, theirs):.2f}")
+                theirs.turn(
+                    lambda shares=shares: pool.starmap(raw, shares, chunksize=1), counts=turn > 0
+                )
+                out.print(f"turn {turn}:", *[dict(Counter(end.counts)) for end in ends])
+    report(wanted.workers, each, ours, theirs)
+
+
+def report(workers: int, each: int, ours: Way, theirs: Way) -> None:
+    rows = workers * each
+    title = f"a file of {each:,} rows for each of {workers} workers"
+    shown = table(title, "", "rows a second", "worker, µs a row", "mongod, µs a row", "together")
+    for name, way in (("ours, from bytes to points", ours), ("raw PyMongo", theirs)):
+        per_row = 1e6 / (rows * len(way.seconds))
+        worker, server = way.worker_s * per_row, way.server_s * per_row
+        together = f"{worker + server:,.0f}"
+        speed = f"{rate(rows, way.seconds):,.0f}"
+        shown.add_row(name, speed, f"{worker:,.0f}", f"{server:,.0f}", together)
     out.print(shown)
-    out.print(f"most memory of a worker: {memory} MiB")
+    out.print(f"ratio of the rates: {rate(1, ours.seconds) / rate(1, theirs.seconds):.2f}")
+    out.print(f"most memory of a worker: {ours.memory_mib} MiB")
 
 
 def profile(uri: str, rows: int, residents: int, chance: random.Random, day: datetime) -> None:

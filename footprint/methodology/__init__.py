@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 DIMENSIONS = ("green_travel", "green_payment", "green_life")
 FORMULAS = (
@@ -419,12 +419,30 @@ def install(provider: Provider) -> None:
     _published = provider
 
 
+class _Known(NamedTuple):
+    """Shipped and published versions, put in order once for what the provider last said."""
+
+    published: tuple[Methodology, ...]
+    versions: tuple[Methodology, ...]
+    by_name: Mapping[str, Methodology]
+
+
+_last_known: _Known | None = None
+
+
+def _known() -> _Known:
+    global _last_known
+    published = _published()
+    if _last_known is None or _last_known.published is not published:
+        versions = sorted((*shipped(), *published), key=lambda version: version.valid_from)
+        by_name = {version.version: version for version in versions}
+        _last_known = _Known(published, tuple(versions), by_name)
+    return _last_known
+
+
 def known() -> tuple[Methodology, ...]:
     """Every version, shipped or published, oldest first."""
-    published = _published()
-    if not published:
-        return shipped()
-    return tuple(sorted((*shipped(), *published), key=lambda version: version.valid_from))
+    return _known().versions
 
 
 def in_force(on: date) -> Methodology:
@@ -440,7 +458,7 @@ def in_force(on: date) -> Methodology:
 
 def version(name: str) -> Methodology:
     """A version by its name, as an activity recorded it."""
-    return next(found for found in known() if found.version == name)
+    return _known().by_name[name]
 
 
 def dimension_of(code: str) -> str:
