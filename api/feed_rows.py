@@ -11,6 +11,7 @@ from accounting.clients import Kind
 from accounting.jobs import COUNTS, Job
 from api.bill_rows import take_bills
 from api.problems import Invalid
+from api.reading import RowReader
 from api.reports import ReportFields, report_of
 from footprint.bill_intake import Received
 from integrations.imports import RowResult
@@ -32,10 +33,11 @@ def take_rows(partner: Partner, raw: Sequence[Any], job: str | None = None) -> l
     """
     results: list[Taken | None] = []
     rows: list[Row] = []
-    schema = RowFields()
+    form = RowFields()
+    reader = RowReader(form, form.fits_behaviour)
     for one in raw:
         try:
-            data = schema.load(one)
+            data = reader.load(one)
         except ma.ValidationError as error:
             results.append(Taken(refusal=Invalid.of(error)))
             continue

@@ -18,6 +18,7 @@ from api.numbers import CityDay, EachAlone, Flag, Grams, Quantity, Schema
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, newest, page_of
 from api.problems import Invalid, language
+from api.reading import RowReader
 from api.reports import QUANTITY_MAX, ActivityAnswer, ReportFields, report_of, shown
 from api.security import OPEN, RESIDENT, caller, door
 from footprint import activities, intake, methodology, photos, rules
@@ -218,10 +219,11 @@ def _items(raw: Sequence[Any]) -> list[dict[str, Any]]:
     """Take the good ones in together; each has its own result, in order."""
     results: dict[int, dict[str, Any]] = {}
     facts: list[tuple[int, Activity]] = []
-    schema = ActivityRequest()
+    form = ActivityRequest()
+    reader = RowReader(form, form.fits_behaviour)
     for at, one in enumerate(raw):
         try:
-            facts.append((at, _fact(schema.load(one))))
+            facts.append((at, _fact(reader.load(one))))
         except ma.ValidationError as error:
             results[at] = problems.item(Invalid.of(error))
         except DomainError as refusal:
