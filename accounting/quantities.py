@@ -20,7 +20,9 @@ def floor_mg(quantity: Decimal | Fraction, num: int, den: int) -> int:
     `num/den` is a factor in milligrams per unit; keeping it a fraction keeps 296,000/18,000 exact.
     """
     assert den > 0, den
-    return (Fraction(quantity) * num / den).__floor__()
+    # In integers: Fraction would look for common divisors each time.
+    above, below = quantity.as_integer_ratio()
+    return above * num // (below * den)
 
 
 def micro(quantity: Decimal) -> int:

@@ -62,7 +62,7 @@ def unseal(sealed: bytes, purpose: str) -> bytes:
 
 def keyed_hash(kind: str, text: str) -> str:
     """HMAC-SHA256 of a value under the key of its kind: findable, not guessable without the key."""
-    return hmac.new(derive(f"hash/{kind}"), text.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(derive(f"hash/{kind}"), text.encode(), "sha256").hex()
 
 
 def signing_key() -> Ed25519PrivateKey:

@@ -76,7 +76,7 @@ def counts(
 
 def is_netted(behaviour: Behaviour, rules_then: Methodology) -> bool:
     """Whether a stop-driving day is reduced by what this behaviour earns."""
-    return any(behaviour.code in other.nets for other in rules_then.behaviours.values())
+    return behaviour.code in rules_then.netted
 
 
 def undone(refs: Refs) -> dict[str, Any]:

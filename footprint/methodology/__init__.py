@@ -156,6 +156,8 @@ class Methodology:
     overall_dimensions: frozenset[str]
     window: Window
     behaviours: Mapping[str, Behaviour]
+    # What a stop-driving day is reduced by, of all behaviours that net.
+    netted: frozenset[str]
 
     def stale(self, on: date) -> bool:
         """Past its review date: results are marked `stale_factor`."""
@@ -286,6 +288,7 @@ def load(text: str, name: str) -> Methodology:
             future=timedelta(minutes=window.positive("future_minutes", DAYS_MAX)),
         ),
         behaviours=behaviours,
+        netted=frozenset().union(*(behaviour.nets for behaviour in behaviours.values())),
     )
     for part in (overall, window, top):
         part.close()
