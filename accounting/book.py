@@ -552,6 +552,13 @@ def by_key(account: str, key: str) -> Entry | None:
     return entry_of(found) if found else None
 
 
+def kinds(account: str, keys: Iterable[str]) -> dict[str, str]:
+    """The kinds of an account's entries by their keys, as far as there are any; one query."""
+    ids = {_id(account, key): key for key in keys}
+    found = _collection().find({"_id": {"$in": list(ids)}, "account": account}, {"kind": 1})
+    return {ids[document["_id"]]: document["kind"] for document in found} if ids else {}
+
+
 def entries(
     account: str, *, after_seq: int = 0, before_seq: int | None = None, limit: int = 0
 ) -> Iterator[Entry]:

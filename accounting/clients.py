@@ -158,6 +158,11 @@ def operators() -> list[Client]:
     return list(Client.objects(kind=Kind.OPERATOR).order_by("created_at"))
 
 
+def of_party(kind: Kind, subject_id: str) -> list[Client]:
+    """Every client that acts for a party, the oldest first."""
+    return list(Client.objects(kind=kind, subject_id=subject_id).order_by("created_at"))
+
+
 def of_subject(kind: Kind, subject_id: str) -> Client | None:
     """The oldest client that acts for a party, for example a partner by its partner id."""
     return Client.objects(kind=kind, subject_id=subject_id).order_by("created_at").first()

@@ -17,6 +17,10 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "task": "tanhui.sweep_half_done",
         "schedule": 30.0,
     },
+    "end the vouchers nobody used, and give points back": {
+        "task": "tanhui.expire_vouchers",
+        "schedule": crontab(hour=0, minute=40),
+    },
     "write down what matured and expired in quiet accounts": {
         "task": "tanhui.let_time_pass",
         "schedule": crontab(hour=0, minute=10),

@@ -161,6 +161,17 @@ def caller() -> Caller:
     return found
 
 
+def resident() -> Caller:
+    """The resident who sent this request, behind a door that is open to others as well.
+
+    Raises `Unauthenticated`.
+    """
+    found = _identify()
+    if found is None or found.kind is not RESIDENT:
+        raise Unauthenticated
+    return found
+
+
 def doors(app: Flask) -> Iterator[tuple[str, str, Door | None]]:
     """Each (endpoint, method) of the URL map with its door; None where there is none outermost."""
     for rule in app.url_map.iter_rules():

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from accounting import drawing
 from accounting.errors import Language
 from api.documents import Document, yuan
-from rewards import catalogue
+from rewards import merchants
 from rewards.settlement import Statement
 
 ROWS_MAX = 40
@@ -87,9 +87,7 @@ def statement_pdf(statement: Statement, to: Language) -> bytes:
         document.figure(lambda figure: _by_day(figure, content["by_day"]))
     rewards = [[line["title"][to], yuan(line["face_value_fen"])] for line in content["by_reward"]]
     _section(document, said, "by reward", [said["reward"], "¥"], rewards)
-    names = {
-        store.store_id: store.name for store in catalogue.merchant(statement.merchant_id).stores
-    }
+    names = {store.store_id: store.name for store in merchants.get(statement.merchant_id).stores}
     stores = [
         [names.get(line["store_id"], line["store_id"]), yuan(line["face_value_fen"])]
         for line in content["by_store"]

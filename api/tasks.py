@@ -31,7 +31,7 @@ from points import (
     programme,
     restating,
 )
-from rewards import disputes, redemptions, settlement, takings
+from rewards import disputes, expiring, redemptions, settlement, stock, takings
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +159,12 @@ def keep_summaries() -> None:
     nudge(run_job, upkeep.queue_tonight().id)
 
 
+@shared_task(name="tanhui.expire_vouchers")
+def expire_vouchers() -> None:
+    """End the vouchers nobody used; one that was begun twice finds nothing left to do."""
+    expiring.run(clock.now())
+
+
 @shared_task(name="tanhui.sweep_half_done")
 def sweep_half_done() -> None:
     """Finish activities, decisions, redemptions, scans and links that a crash left half-way."""
@@ -167,6 +173,8 @@ def sweep_half_done() -> None:
     bill_crediting.sweep(now)
     deciding.sweep(now)
     redemptions.sweep(now)
+    expiring.sweep(now)
+    stock.sweep()
     takings.book_unbooked(now - crediting.SWEEP_AFTER)
     disputes.sweep(now - crediting.SWEEP_AFTER)
     feed.sweep(now)

@@ -19,14 +19,24 @@ import mongoengine as me
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import book, clock, storage, sweeping
+from accounting import accounts, book, clock, storage, sweeping
 from accounting.book import Ask, Decision, Entry, Head
 from accounting.errors import DomainError, KeyReused, NotFound
 from accounting.ids import new_id
-from points.lots import Lot
+from footprint import grade
+from points.lots import Lot, split
 from points.wallet import InsufficientPoints, Wallet
-from rewards import catalogue, vouchers
-from rewards.catalogue import OutOfStock, Reward, RewardUnavailable
+from rewards import catalogue, offers, stock, vouchers
+from rewards.offers import (
+    DayLimitReached,
+    Limit,
+    LimitReached,
+    MonthLimitReached,
+    NotEligible,
+    Reward,
+    RewardUnavailable,
+)
+from rewards.stock import OutOfStock
 from rewards.vouchers import Voucher, VoucherExpired, VoucherUsed
 
 QUANTITY_MAX = 20
@@ -39,14 +49,6 @@ CANCELLING, RETURNING, CANCELLED = "cancelling", "returning", "cancelled"
 HALF_WAY = (ASKED, CANCELLING, RETURNING)
 
 
-class LimitReached(DomainError):
-    """Facts: limit."""
-
-    code = "limit_reached"
-    en = "Each resident may have {limit} of this reward."
-    zh = "该奖品每人限兑 {limit} 份。"
-
-
 class RedemptionInProgress(DomainError):
     """Facts: retry_after (s)."""
 
@@ -57,8 +59,16 @@ class RedemptionInProgress(DomainError):
 
 
 _REFUSALS: dict[str, type[DomainError]] = {
-    refusal.code: refusal
-    for refusal in (InsufficientPoints, OutOfStock, RewardUnavailable, LimitReached)
+    refusal.__name__: refusal
+    for refusal in (
+        InsufficientPoints,
+        OutOfStock,
+        RewardUnavailable,
+        NotEligible,
+        LimitReached,
+        DayLimitReached,
+        MonthLimitReached,
+    )
 }
 
 
@@ -72,6 +82,8 @@ class RedemptionDocument(me.Document):
     points = me.IntField(required=True)
     state = me.StringField(required=True)
     refusal = me.DictField()
+    # What its vouchers are, as the reward stood when it was asked for.
+    promise = me.DictField()
     created_at = me.DateTimeField(required=True)
     # Until when somebody is carrying it; meaningless once it is final.
     leased_until = me.DateTimeField(required=True)
@@ -82,6 +94,8 @@ class RedemptionDocument(me.Document):
         "indexes": [
             {"fields": ["resident", "key"], "unique": True},
             {"fields": ["resident", "_id"]},
+            {"fields": ["resident", "reward_id", "created_at"]},
+            {"fields": ["created_at", "state"]},
             {
                 "fields": ["leased_until"],
                 "name": "half_way",
@@ -93,6 +107,8 @@ class RedemptionDocument(me.Document):
 
 @dataclass(frozen=True, slots=True)
 class Redemption:
+    """One exchange; `promise` are the fields of `Voucher` that all its vouchers share."""
+
     id: str
     resident: str
     key: str
@@ -101,11 +117,18 @@ class Redemption:
     points: int
     state: str
     refusal: dict[str, Any] | None
+    promise: dict[str, Any]
     created_at: datetime
     leased_until: datetime
 
+    @property
+    def month(self) -> str:
+        """The city month whose stock it takes."""
+        return clock.city_month(self.created_at)
 
-def _redemptions() -> "Collection[storage.Doc]":
+
+def rows() -> "Collection[storage.Doc]":
+    """The redemptions themselves, for figures."""
     return storage.strong(RedemptionDocument._get_collection())
 
 
@@ -118,15 +141,17 @@ def redeem(resident: str, key: str, reward_id: str, quantity: int) -> Redemption
     """
     reward = catalogue.reward(reward_id)
     now = clock.now()
+    grade_held, district = _standing(resident, reward)
     wanted = Redemption(
         id=new_id("rdm"),
         resident=resident,
         key=key,
         reward_id=reward_id,
         quantity=quantity,
-        points=reward.price_points * quantity,
+        points=reward.price_for(grade_held) * quantity,
         state=ASKED,
         refusal=None,
+        promise=_promise(reward, now),
         created_at=now,
         leased_until=now + LEASE,
     )
@@ -143,15 +168,37 @@ def redeem(resident: str, key: str, reward_id: str, quantity: int) -> Redemption
             spent = _spent(redemption) if resumed else None
             # What is paid for is handed over, whatever has happened to stock and dates since.
             if spent is not None:
-                redemption = _issue(redemption, reward, spent)
+                redemption = _issue(redemption, spent)
             else:
-                redemption = _carry_through(redemption, reward)
+                eligible = reward.admits(grade_held, district)
+                redemption = _carry_through(redemption, reward, eligible=eligible)
     return redemption
+
+
+def _standing(resident: str, reward: Reward) -> tuple[str | None, str | None]:
+    """The grade and the district of a resident, as far as the reward asks for them."""
+    grade_held = grade.grade_now(resident).standing.grade if reward.asks_grade else None
+    if not reward.districts:
+        return grade_held, None
+    account = accounts.get(resident)
+    return grade_held, account.district if account is not None else None
+
+
+def _promise(reward: Reward, asked_at: datetime) -> dict[str, Any]:
+    return {
+        "merchant_id": reward.merchant_id,
+        "title": reward.title,
+        "face_value_fen": reward.face_value_fen,
+        "funder_split": [list(part) for part in reward.funder_split()],
+        "store_ids": list(reward.store_ids),
+        "unused": reward.unused,
+        "expires_at": reward.expires_at(asked_at),
+    }
 
 
 def get(resident: str, redemption_id: str) -> Redemption:
     """Raises `NotFound`, also for somebody else's."""
-    found = _redemptions().find_one({"_id": redemption_id, "resident": resident})
+    found = rows().find_one({"_id": redemption_id, "resident": resident})
     if found is None or found["state"] in (ASKED, REFUSED):
         raise NotFound()
     return _redemption(found)
@@ -165,7 +212,7 @@ def of_resident(resident: str, *, before: str | None, limit: int) -> list[Redemp
     }
     if before is not None:
         wanted["_id"] = {"$lt": before}
-    return [_redemption(row) for row in _redemptions().find(wanted).sort("_id", -1).limit(limit)]
+    return [_redemption(row) for row in rows().find(wanted).sort("_id", -1).limit(limit)]
 
 
 def cancel(resident: str, redemption_id: str) -> Redemption:
@@ -188,7 +235,7 @@ def cancel(resident: str, redemption_id: str) -> Redemption:
 def sweep(now: datetime) -> int:
     """Finish or release what a crash left half-way; returns how many were touched."""
     wanted = {"state": {"$in": list(HALF_WAY)}, "leased_until": {"$lt": now}}
-    found = _redemptions().find(wanted).sort("leased_until", 1).limit(SWEEP_MAX)
+    found = rows().find(wanted).sort("leased_until", 1).limit(SWEEP_MAX)
     return sweeping.each("redemption", [_redemption(row) for row in found], _finish)
 
 
@@ -204,10 +251,10 @@ def _finish(found: Redemption) -> None:
         return
     last = _fence(redemption)
     if last.kind == "release":
-        catalogue.give_back(redemption.reward_id, redemption.id, redemption.quantity)
+        _give_back(redemption)
         _refuse(redemption, RewardUnavailable())
     else:
-        _issue(redemption, catalogue.reward(redemption.reward_id), last)
+        _issue(redemption, last)
 
 
 def _lease(redemption_id: str, *states: str) -> Redemption | None:
@@ -216,7 +263,7 @@ def _lease(redemption_id: str, *states: str) -> Redemption | None:
     Returns it as it stands now: what was read before may have been carried on meanwhile.
     """
     now = clock.now()
-    found = _redemptions().find_one_and_update(
+    found = rows().find_one_and_update(
         {"_id": redemption_id, "state": {"$in": states}, "leased_until": {"$lte": now}},
         {"$set": {"leased_until": now + LEASE}},
         return_document=True,
@@ -231,7 +278,7 @@ def _let_go_on_error(redemption_id: str) -> Iterator[None]:
         yield
     except DomainError:
         now = clock.now()
-        _redemptions().update_one({"_id": redemption_id}, {"$set": {"leased_until": now}})
+        rows().update_one({"_id": redemption_id}, {"$set": {"leased_until": now}})
         raise
 
 
@@ -239,36 +286,42 @@ def _ask(wanted: Redemption) -> Redemption:
     """Store the ask once per `(resident, key)`; returns what is stored."""
     document = {name: getattr(wanted, name) for name in Redemption.__slots__ if name != "id"}
     try:
-        _redemptions().insert_one({"_id": wanted.id, **document})
+        rows().insert_one({"_id": wanted.id, **document})
     except DuplicateKeyError:
-        found = _redemptions().find_one({"resident": wanted.resident, "key": wanted.key})
+        found = rows().find_one({"resident": wanted.resident, "key": wanted.key})
         assert found is not None, "redemptions are never deleted"
         return _redemption(found)
     return wanted
 
 
-def _carry_through(redemption: Redemption, reward: Reward) -> Redemption:
+def _carry_through(redemption: Redemption, reward: Reward, *, eligible: bool) -> Redemption:
     try:
         # As it was when it was asked: a retry must not judge otherwise than the first try.
         if not reward.open_at(redemption.created_at):
             raise RewardUnavailable()
-        catalogue.reserve(reward.id, redemption.id, redemption.quantity)
+        if not eligible:
+            raise NotEligible()
+        stock.reserve(reward.id, redemption.id, redemption.quantity, redemption.month)
         try:
-            spent = _spend(redemption, reward)
+            spent = _spend(redemption, reward.limits_at(redemption.created_at))
         except DomainError as refusal:
             if refusal.final:
-                catalogue.give_back(reward.id, redemption.id, redemption.quantity)
+                _give_back(redemption)
             raise
     except DomainError as refusal:
         if refusal.final:
             _refuse(redemption, refusal)
         raise
-    return _issue(redemption, reward, spent)
+    return _issue(redemption, spent)
 
 
-def _spend(redemption: Redemption, reward: Reward) -> Entry:
+def _give_back(redemption: Redemption) -> None:
+    stock.give_back(redemption.reward_id, redemption.id, redemption.quantity, redemption.month)
+
+
+def _spend(redemption: Redemption, limits: list[Limit]) -> Entry:
     posted = book.post(
-        _ask_of(redemption), lambda head, now: _decide(redemption, reward, head, now)
+        _ask_of(redemption), lambda head, now: _decide(redemption, limits, head, now)
     )
     if posted.entry.kind == "release":
         # The sweeper gave this redemption up while it was being carried through.
@@ -279,33 +332,84 @@ def _spend(redemption: Redemption, reward: Reward) -> Entry:
 def _ask_of(redemption: Redemption, kind: str = "spend") -> Ask:
     return Ask(
         account=redemption.resident,
-        key=f"redemption:{redemption.id}",
+        key=_key_of(redemption.id),
         kind=kind,
         fingerprint=book.fingerprint("redemption", redemption.id),
         occurred_at=redemption.created_at,
     )
 
 
-def _decide(redemption: Redemption, reward: Reward, head: Head, now: datetime) -> Decision:
+def _decide(redemption: Redemption, limits: list[Limit], head: Head, now: datetime) -> Decision:
     """Spend, if the resident may have that many and has the points; judged on the newest state."""
-    held = dict(head.after.get("redeemed", {}))
-    limit = reward.per_resident_limit
-    if limit is not None:
-        if held.get(reward.id, 0) + redemption.quantity > limit:
-            raise LimitReached(limit=limit)
-        held[reward.id] = held.get(reward.id, 0) + redemption.quantity
+    _check_limits(redemption, limits)
     wallet = Wallet.load(head.after)
     wallet.advance(now)
     taken = wallet.spend(redemption.points)
     return Decision(
         lines=tuple(wallet.lines),
-        after={"redeemed": held, "wallet": wallet.dump()},
+        after={"wallet": wallet.dump()},
         refs={"redemption": redemption.id, "lots": [list(lot) for lot in taken]},
     )
 
 
+def _check_limits(redemption: Redemption, limits: list[Limit]) -> None:
+    """Raise `LimitReached` if the resident has had as many as there may be.
+
+    Counted from the entries of the account, which is read after its head: whoever spends at the
+    same time takes the sequence number, and this is judged again. The redemptions only say which
+    entries there may be: each was stored before it could spend.
+    """
+    if not limits:
+        return
+    wanted = {
+        "resident": redemption.resident,
+        "reward_id": redemption.reward_id,
+        "state": {"$nin": [REFUSED, CANCELLED]},
+    }
+    others = [one for one in map(_redemption, rows().find(wanted)) if one.id != redemption.id]
+    had = _had(redemption.resident, others)
+    for limit in limits:
+        count = sum(
+            had[one.id] for one in others if limit.since is None or one.created_at >= limit.since
+        )
+        if count + redemption.quantity > limit.most:
+            raise limit.refusal(limit=limit.most)
+
+
+def _had(resident: str, asked: list[Redemption]) -> dict[str, int]:
+    """How many vouchers each redemption gave the resident who still has or has used them."""
+    came_back = {
+        _key_of_return(one.id, number): one.id
+        for one in asked
+        for number in range(1, one.quantity + 1)
+    }
+    keys = [key for one in asked for key in (_key_of(one.id), _key_of_cancel(one.id))]
+    kinds = book.kinds(resident, [*keys, *came_back])
+    had = {
+        one.id: one.quantity
+        if kinds.get(_key_of(one.id)) == "spend" and _key_of_cancel(one.id) not in kinds
+        else 0
+        for one in asked
+    }
+    for key, redemption_id in came_back.items():
+        had[redemption_id] -= key in kinds
+    return had
+
+
+def _key_of(redemption_id: str) -> str:
+    return f"redemption:{redemption_id}"
+
+
+def _key_of_cancel(redemption_id: str) -> str:
+    return f"redemption:{redemption_id}:cancel"
+
+
+def _key_of_return(redemption_id: str, number: int) -> str:
+    return f"redemption:{redemption_id}:return:{number}"
+
+
 def _spent(redemption: Redemption) -> Entry | None:
-    entry = book.by_key(redemption.resident, f"redemption:{redemption.id}")
+    entry = book.by_key(redemption.resident, _key_of(redemption.id))
     return entry if entry is not None and entry.kind == "spend" else None
 
 
@@ -322,47 +426,59 @@ def _fence(redemption: Redemption) -> Entry:
     return posted.entry
 
 
-def _points_of_each(spent: Entry, quantity: int) -> Iterator[tuple[tuple[str, int], ...]]:
-    """The points each of a redemption's vouchers was bought with, by the funder of their lots."""
-    lots = [Lot(*lot) for lot in spent.refs["lots"]]
-    price = sum(lot.points for lot in lots) // quantity
+def _lots_of_each(spent: Entry, quantity: int) -> Iterator[list[Lot]]:
+    """The lots each of a redemption's vouchers was bought with."""
+    left = [Lot(*lot) for lot in spent.refs["lots"]]
+    price = sum(lot.points for lot in left) // quantity
     for _ in range(quantity):
-        used: dict[str, int] = {}
-        left = price
-        while left:
-            part = min(lots[0].points, left)
-            used[lots[0].funder] = used.get(lots[0].funder, 0) + part
-            left -= part
-            lots[0] = lots[0]._replace(points=lots[0].points - part)
-            if lots[0].points == 0:
-                del lots[0]
-        yield tuple(used.items())
+        used, left = split(left, price)
+        yield used
 
 
-def _issue(redemption: Redemption, reward: Reward, spent: Entry) -> Redemption:
-    expires_at = clock.start_of(
-        clock.city_day(redemption.created_at) + timedelta(days=reward.voucher_valid_days + 1)
-    )
+def _by_funder(lots: list[Lot]) -> tuple[tuple[str, int], ...]:
+    points: dict[str, int] = {}
+    for lot in lots:
+        points[lot.funder] = points.get(lot.funder, 0) + lot.points
+    return tuple(points.items())
+
+
+def _issue(redemption: Redemption, spent: Entry) -> Redemption:
+    promise = {**redemption.promise}
+    promise["funder_split"] = offers.listed(promise["funder_split"])
+    promise["store_ids"] = tuple(promise["store_ids"])
     vouchers.issue(
         [
             Voucher(
                 id=f"vch_{redemption.id.removeprefix('rdm_')}_{number}",
                 redemption_id=redemption.id,
                 resident=redemption.resident,
-                reward_id=reward.id,
-                merchant_id=reward.merchant_id,
-                title=reward.title,
-                face_value_fen=reward.face_value_fen,
-                funder_split=((reward.funder, reward.face_value_fen),),
+                reward_id=redemption.reward_id,
                 status=vouchers.ISSUED,
-                expires_at=expires_at,
-                points=points,
+                issued_at=redemption.created_at,
+                points=_by_funder(lots),
+                **promise,
             )
-            for number, points in enumerate(_points_of_each(spent, redemption.quantity), start=1)
+            for number, lots in enumerate(_lots_of_each(spent, redemption.quantity), start=1)
         ]
     )
-    catalogue.issue(reward.id, redemption.id, redemption.quantity)
+    stock.issue(redemption.reward_id, redemption.id, redemption.quantity)
     return _set_state(redemption.id, ASKED, ISSUED)
+
+
+def return_points(voucher: Voucher) -> Redemption:
+    """Give back the points of a voucher that ran out unused, to their lots; safe to repeat."""
+    redemption = get(voucher.resident, voucher.redemption_id)
+    number = int(voucher.id.rpartition("_")[2])
+    spent = _spent(redemption)
+    assert spent is not None, "an issued redemption has its entry"
+    lots = list(_lots_of_each(spent, redemption.quantity))[number - 1]
+    refs = {"redemption": redemption.id, "voucher": voucher.id, "reason": "voucher_expired"}
+    key = _key_of_return(redemption.id, number)
+    book.post(
+        Ask(redemption.resident, key, "release", book.fingerprint(key), voucher.expires_at),
+        lambda head, now: _decide_return(lots, refs, head, now),
+    )
+    return redemption
 
 
 def _carry_cancel(redemption: Redemption) -> Redemption:
@@ -378,58 +494,53 @@ def _carry_cancel(redemption: Redemption) -> Redemption:
             _set_state(redemption.id, CANCELLING, ISSUED)
             raise
         taken.append(voucher.id)
-    spent = book.by_key(redemption.resident, f"redemption:{redemption.id}")
+    spent = book.by_key(redemption.resident, _key_of(redemption.id))
     assert spent is not None, "an issued redemption has its entry"
     lots = [Lot(*lot) for lot in spent.refs["lots"]]
+    refs = {"redemption": redemption.id, "cancelled": True}
     book.post(
         Ask(
             account=redemption.resident,
-            key=f"redemption:{redemption.id}:cancel",
+            key=_key_of_cancel(redemption.id),
             kind="release",
             fingerprint=book.fingerprint("cancel", redemption.id),
             occurred_at=redemption.created_at,
         ),
-        lambda head, now: _decide_cancel(redemption, lots, head, now),
+        lambda head, now: _decide_return(lots, refs, head, now),
     )
     if redemption.state != RETURNING:
-        catalogue.begin_return(redemption.reward_id, redemption.id, redemption.quantity)
+        stock.begin_return(redemption.reward_id, redemption.id, redemption.quantity)
         _set_state(redemption.id, CANCELLING, RETURNING)
-    catalogue.give_back(redemption.reward_id, redemption.id, redemption.quantity)
+    _give_back(redemption)
     return _set_state(redemption.id, RETURNING, CANCELLED)
 
 
-def _decide_cancel(redemption: Redemption, taken: list[Lot], head: Head, now: datetime) -> Decision:
-    held = dict(head.after.get("redeemed", {}))
-    if redemption.reward_id in held:
-        held[redemption.reward_id] -= redemption.quantity
+def _decide_return(taken: list[Lot], refs: dict[str, Any], head: Head, now: datetime) -> Decision:
     wallet = Wallet.load(head.after)
     wallet.advance(now)
     wallet.reopen(taken, now)
-    return Decision(
-        lines=tuple(wallet.lines),
-        after={"redeemed": held, "wallet": wallet.dump()},
-        refs={"redemption": redemption.id, "cancelled": True},
-    )
+    return Decision(tuple(wallet.lines), {"wallet": wallet.dump()}, refs)
 
 
 def _refuse(redemption: Redemption, refusal: DomainError) -> None:
-    _redemptions().update_one(
+    told = {"name": type(refusal).__name__, "code": refusal.code, "facts": refusal.facts}
+    rows().update_one(
         {"_id": redemption.id, "state": ASKED},
-        {"$set": {"state": REFUSED, "refusal": {"code": refusal.code, "facts": refusal.facts}}},
+        {"$set": {"state": REFUSED, "refusal": told}},
     )
 
 
 def _refusal_of(redemption: Redemption) -> DomainError:
     assert redemption.refusal is not None, redemption.id
-    return _REFUSALS[redemption.refusal["code"]](**redemption.refusal["facts"])
+    return _REFUSALS[redemption.refusal["name"]](**redemption.refusal["facts"])
 
 
 def _set_state(redemption_id: str, before: str, after: str) -> Redemption:
     change: dict[str, Any] = {"state": after}
     if after not in HALF_WAY:
         change["leased_until"] = clock.now()
-    _redemptions().update_one({"_id": redemption_id, "state": before}, {"$set": change})
-    found = _redemptions().find_one({"_id": redemption_id})
+    rows().update_one({"_id": redemption_id, "state": before}, {"$set": change})
+    found = rows().find_one({"_id": redemption_id})
     assert found is not None, redemption_id
     return _redemption(found)
 

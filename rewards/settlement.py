@@ -25,7 +25,7 @@ from accounting.book import Entry
 from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from points import terms, valuing
-from rewards import catalogue, takings
+from rewards import merchants, takings
 
 KIND = "settle"
 CLOSING, CLOSED = "closing", "closed"
@@ -186,18 +186,18 @@ def run(job_id: str) -> Job | None:
         return jobs.get(job_id)
     # What a crash left unbooked belongs into the period it was scanned in, if that is still open.
     takings.book_unbooked(clock.now())
-    merchants = sorted({*_waiting_merchants(period.cutoff), *_claimed_merchants(period.number)})
+    waiting = sorted({*_waiting_merchants(period.cutoff), *_claimed_merchants(period.number)})
     try:
-        for done, merchant_id in enumerate(merchants, start=1):
+        for done, merchant_id in enumerate(waiting, start=1):
             _state(period, merchant_id)
             jobs.advance(job, done, done, job.counts)
     except BookDisagrees as problem:
         jobs.fail(job, str(problem))
         return jobs.get(job_id)
     _periods().update_one(
-        {"_id": period.number}, {"$set": {"state": CLOSED, "statements": len(merchants)}}
+        {"_id": period.number}, {"$set": {"state": CLOSED, "statements": len(waiting)}}
     )
-    jobs.finish(job, len(merchants))
+    jobs.finish(job, len(waiting))
     return jobs.get(job_id)
 
 
@@ -334,7 +334,7 @@ def _content(
     The fee is rounded once for the whole statement, half up, and shared among the funders by
     largest remainder. A negative total is carried into the merchant's next statement.
     """
-    merchant = catalogue.merchant(merchant_id)
+    merchant = merchants.get(merchant_id)
     face_fen = sum(row["fen"] for row in rows)
     fee_fen = _half_up(face_fen * merchant.fee_basis_points, FEE_BASE)
     by_funder = _sums(pair for row in rows for pair in row["funder_split"])

@@ -19,6 +19,7 @@ from pymongo.errors import DuplicateKeyError
 from accounting import book as the_book
 from accounting import clock, storage, sweeping
 from accounting.book import Ask, Decision, Entry, Head, Line
+from accounting.errors import AccountBusy
 from points.wallet import Wallet
 from rewards import vouchers
 from rewards.vouchers import Scan, Voucher
@@ -90,6 +91,14 @@ def book(voucher: Voucher) -> Voucher:
         {"$unset": {"unbooked_since": ""}},
     )
     return replace(voucher, unbooked_since=None)
+
+
+def book_if_free(voucher: Voucher) -> Voucher:
+    """`book`, and leave it to the sweep where others write the account: a till does not wait."""
+    try:
+        return book(voucher)
+    except AccountBusy:
+        return voucher
 
 
 def book_unbooked(before: datetime) -> int:

@@ -17,11 +17,12 @@ from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, storage
 from accounting.errors import AccountBusy, DomainError, KeyReused, NotFound
-from rewards import catalogue, takings, vouchers
+from rewards import merchants, takings, vouchers
 from rewards.vouchers import (
     CANCELLED,
     ISSUED,
     QR_TOLERANCE,
+    RAN_OUT,
     USED,
     BadQr,
     Scan,
@@ -128,11 +129,11 @@ def redeem(voucher: Voucher, *, merchant_id: str, store_id: str, terminal_ref: s
     return _use(voucher, Scan(store_id, terminal_ref, clock.now()))
 
 
-def refund(voucher_id: str, *, merchant_id: str) -> Voucher:
+def refund(voucher_id: str, *, merchant_id: str, store_id: str | None = None) -> Voucher:
     """Take the last scan of a voucher back: its owner can use it again, the merchant is owed less.
 
-    Repeating it changes nothing. Raises `NotFound`, `WrongMerchant`, `VoucherNotUsed` or
-    `RefundWindowOver`.
+    With a `store_id` only a scan of that store. Repeating it changes nothing. Raises `NotFound`,
+    `WrongMerchant`, `VoucherNotUsed` or `RefundWindowOver`.
     """
     for _ in range(ATTEMPTS_MAX):
         voucher = vouchers.get(voucher_id)
@@ -142,8 +143,10 @@ def refund(voucher_id: str, *, merchant_id: str) -> Voucher:
             raise WrongMerchant()
         if not voucher.scans:
             raise VoucherNotUsed()
+        if store_id not in (None, voucher.scans[-1].store_id):
+            raise WrongMerchant()
         if voucher.scans[-1].refunded_at is not None:
-            return takings.book(voucher)
+            return takings.book_if_free(voucher)
         now = clock.now()
         if now > voucher.scans[-1].used_at + REFUND_WINDOW:
             raise RefundWindowOver(days=REFUND_WINDOW.days)
@@ -166,7 +169,7 @@ def refund(voucher_id: str, *, merchant_id: str) -> Voucher:
             return_document=True,
         )
         if refunded is not None:
-            return takings.book(vouchers.of_row(refunded))
+            return takings.book_if_free(vouchers.of_row(refunded))
     raise AccountBusy(retry_after=1)
 
 
@@ -206,8 +209,9 @@ def _lost() -> "Collection[storage.Doc]":
 
 
 def _check_store(voucher: Voucher, merchant_id: str, store_id: str) -> None:
-    stores = {store.store_id for store in catalogue.merchant(merchant_id).stores}
-    if voucher.merchant_id != merchant_id or store_id not in stores:
+    if voucher.merchant_id != merchant_id or not merchants.owns(merchant_id, store_id):
+        raise WrongMerchant()
+    if voucher.store_ids and store_id not in voucher.store_ids:
         raise WrongMerchant()
 
 
@@ -232,7 +236,7 @@ def _use(voucher: Voucher, scan: Scan) -> Used:
     except DuplicateKeyError:
         raise KeyReused(key=scan.terminal_ref) from None
     if used is not None:
-        takings.book(vouchers.of_row(used))
+        takings.book_if_free(vouchers.of_row(used))
         return Used(voucher.id, scan)
     return _repeated(voucher, scan)
 
@@ -243,11 +247,11 @@ def _repeated(voucher: Voucher, scan: Scan) -> Used:
     assert found is not None, "vouchers are never deleted"
     for earlier in found.scans:
         if (earlier.store_id, earlier.terminal_ref) == (scan.store_id, scan.terminal_ref):
-            takings.book(found)
+            takings.book_if_free(found)
             return Used(found.id, earlier)
     if _is_bound(voucher.merchant_id, scan):
         raise KeyReused(key=scan.terminal_ref)
-    if found.status == ISSUED:
+    if found.status == ISSUED or found.status in RAN_OUT:
         raise VoucherExpired()
     raise VoucherCancelled() if found.status == CANCELLED else VoucherUsed()
 

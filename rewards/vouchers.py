@@ -19,6 +19,7 @@ from stdnum.iso7064 import mod_37_36
 
 from accounting import clock, storage, vault
 from accounting.errors import DomainError, NotFound
+from rewards.offers import LAPSE
 
 QR_LIFETIME = timedelta(seconds=60)
 # How far the clocks of a till and of the city may disagree.
@@ -28,6 +29,10 @@ CODE_BITS = 60
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LOOKALIKES = str.maketrans("ILO", "110", "- ")
 ISSUED, USED, CANCELLED = "issued", "used", "cancelled"
+# What ran out unused: for good, or with its points coming back. Its owner is told `expired`.
+EXPIRED, EXPIRING, RETURNING, RETURNED = "expired", "expiring", "returning", "returned"
+RAN_OUT = (EXPIRED, EXPIRING, RETURNING, RETURNED)
+RETURN_HALF_WAY = (EXPIRING, RETURNING)
 
 
 class VoucherUsed(DomainError):
@@ -69,6 +74,13 @@ class VoucherDocument(me.Document):
     code_hash = me.StringField(required=True)
     status = me.StringField(required=True)
     expires_at = me.DateTimeField(required=True)
+    issued_at = me.DateTimeField(required=True)
+    # The stores that take it; all of the merchant's if there are none here.
+    store_ids = me.ListField(me.StringField())
+    # What becomes of it when nobody uses it.
+    unused = me.StringField(required=True)
+    # Until when somebody is giving its points back.
+    leased_until = me.DateTimeField()
     # Every successful scan, the refunded ones too: a reference of a till stays bound for ever.
     scans = me.ListField(me.DictField())
     # Since when the book lacks fen lines of a scan or a refund; the sweep looks here.
@@ -80,6 +92,17 @@ class VoucherDocument(me.Document):
         "indexes": [
             {"fields": ["code_hash"], "unique": True},
             {"fields": ["redemption_id"]},
+            {"fields": ["issued_at", "reward_id", "status", "expires_at"]},
+            {
+                "fields": ["unused", "expires_at"],
+                "name": "unused",
+                "partialFilterExpression": {"status": ISSUED},
+            },
+            {
+                "fields": ["leased_until"],
+                "name": "coming_back",
+                "partialFilterExpression": {"status": {"$in": list(RETURN_HALF_WAY)}},
+            },
             {
                 "fields": ["merchant_id", "scans.store_id", "scans.terminal_ref"],
                 "name": "terminal_reference",
@@ -119,12 +142,16 @@ class Voucher:
     funder_split: tuple[tuple[str, int], ...]
     status: str
     expires_at: datetime
+    issued_at: datetime
+    store_ids: tuple[str, ...] = ()
+    unused: str = LAPSE
     points: tuple[tuple[str, int], ...] = ()
     scans: tuple[Scan, ...] = ()
     unbooked_since: datetime | None = None
 
     def status_at(self, now: datetime) -> str:
-        return "expired" if self.status == ISSUED and self.expires_at <= now else self.status
+        ran_out = self.status == ISSUED and self.expires_at <= now
+        return EXPIRED if ran_out or self.status in RAN_OUT else self.status
 
 
 # What a voucher is issued with; the rest comes at the till.
@@ -137,6 +164,8 @@ _ISSUED_FIELDS = (
     "face_value_fen",
     "status",
     "expires_at",
+    "issued_at",
+    "unused",
 )
 
 
@@ -151,6 +180,7 @@ def issue(vouchers: list[Voucher]) -> None:
         document = {name: getattr(voucher, name) for name in _ISSUED_FIELDS}
         document["funder_split"] = [list(part) for part in voucher.funder_split]
         document["points"] = [list(part) for part in voucher.points]
+        document["store_ids"] = list(voucher.store_ids)
         document["scans"] = []
         document["code_hash"] = _code_hash(code_of(voucher.id))
         rows().update_one({"_id": voucher.id}, {"$setOnInsert": document}, upsert=True)
@@ -223,7 +253,7 @@ def cancel(voucher_id: str, resident: str) -> bool:
     )
     found = get(voucher_id)
     assert found is not None, "vouchers are never deleted"
-    if found.status_at(now) == "expired":
+    if found.status_at(now) == EXPIRED:
         raise VoucherExpired()
     return found.status == CANCELLED
 
@@ -253,6 +283,7 @@ def of_row(row: storage.Doc) -> Voucher:
         id=row["_id"],
         funder_split=tuple((funder, fen) for funder, fen in row["funder_split"]),
         points=tuple((funder, points) for funder, points in row["points"]),
+        store_ids=tuple(row["store_ids"]),
         scans=tuple(Scan(**scan) for scan in row["scans"]),
         unbooked_since=row.get("unbooked_since"),
         **{name: row[name] for name in _ISSUED_FIELDS},

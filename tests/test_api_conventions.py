@@ -71,6 +71,7 @@ OPEN = {
     "GET /.well-known/jwks.json", "GET /docs", "GET /docs/assets/{name}", "GET /docs/start.js",
     "GET /healthz", "GET /metrics", "GET /openapi.json", "GET /readyz", "GET /v1/behaviours",
     "GET /v1/consent-texts", "GET /v1/proofs", "GET /v1/rewards", "GET /v1/rewards/{reward_id}",
+    "GET /v1/rewards/{reward_id}/image",
     "POST /v1/auth/firebase", "POST /v1/auth/otp", "POST /v1/auth/refresh", "POST /v1/auth/token",
 }  # fmt: skip
 

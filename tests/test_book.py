@@ -24,7 +24,7 @@ from footprint import activities, grade, parked, summaries
 from footprint.rules import Report
 from integrations import delivery, devices
 from points import crediting, feed, milestones, statements
-from rewards import catalogue, redemptions, takings, till, vouchers
+from rewards import catalogue, merchants, redemptions, takings, till, vouchers
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -526,7 +526,7 @@ def live_through_a_day(tag: str) -> None:
 
 
 def redeem_and_scan(anna: str, tag: str, now: datetime) -> None:
-    merchant = catalogue.add_merchant({"zh": "店", "en": "Shop"}, [{"name": "1", "address": "1"}])
+    merchant = merchants.add({"zh": "店", "en": "Shop"}, [{"name": "1", "address": "1"}])
     reward = catalogue.add_reward(
         merchant_id=merchant.id,
         title={"zh": "券", "en": "Voucher"},
@@ -551,7 +551,7 @@ def redeem_and_scan(anna: str, tag: str, now: datetime) -> None:
     redemptions.of_resident(anna, before=None, limit=9)
     catalogue.open_rewards(now, before=None, limit=9)
     catalogue.all_rewards(before=None, limit=9)
-    catalogue.merchants({merchant.id})
+    merchants.many({merchant.id})
 
 
 def seen_by_the_resident(anna: str, tag: str, now: datetime) -> None:

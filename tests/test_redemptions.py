@@ -16,9 +16,11 @@ from api.config import Config
 from points import statements
 from points.statements import Balance
 from points.wallet import InsufficientPoints, Wallet, consistent
-from rewards import catalogue, redemptions, till, vouchers
-from rewards.catalogue import Merchant, OutOfStock, Reward, RewardUnavailable
-from rewards.redemptions import LimitReached, Redemption, RedemptionInProgress
+from rewards import catalogue, merchants, redemptions, till, vouchers
+from rewards.merchants import Merchant
+from rewards.offers import LimitReached, Reward, RewardUnavailable
+from rewards.redemptions import Redemption, RedemptionInProgress
+from rewards.stock import OutOfStock
 from rewards.vouchers import Voucher, VoucherCancelled, VoucherExpired, VoucherUsed
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -56,7 +58,7 @@ def crew(one_crew: Crew, _noon: None) -> Crew:
 
 @pytest.fixture
 def merchant(app: object) -> Merchant:
-    return catalogue.add_merchant(
+    return merchants.add(
         {"zh": "共富商城", "en": "Mall"},
         [{"name": "柯城店", "address": "1"}, {"name": "衢江店", "address": "2"}],
     )
@@ -358,14 +360,14 @@ def test_eight_threads_with_one_key_make_one_redemption(offer: Offer) -> None:
 
 BEFORE_PAYING = [
     Death("rewards.redemptions:_ask", "after"),
-    Death("rewards.catalogue:reserve", "after"),
+    Death("rewards.stock:reserve", "after"),
     Death("accounting.book:post", "before"),
 ]
 AFTER_PAYING = [
     Death("accounting.book:post", "after"),
     Death("rewards.vouchers:issue", "after"),
-    Death("rewards.catalogue:issue", "before"),
-    Death("rewards.catalogue:issue", "after"),
+    Death("rewards.stock:issue", "before"),
+    Death("rewards.stock:issue", "after"),
     Death("rewards.redemptions:_set_state", "after"),
 ]
 
@@ -437,14 +439,14 @@ def test_a_request_that_was_only_slow_cannot_spend_after_the_sweep_gave_it_up(
 ) -> None:
     give(1_000)
     reward = offer()
-    die_redeeming(crew, reward, Death("rewards.catalogue:reserve", "after"))
+    die_redeeming(crew, reward, Death("rewards.stock:reserve", "after"))
     row = storage.database()["redemptions"].find_one({})
     assert row is not None
     slow = redemptions._redemption(row)
     with clock.travel(LEASE_OVER):
         redemptions.sweep(clock.now())
     with pytest.raises(RewardUnavailable):
-        redemptions._carry_through(slow, reward)
+        redemptions._carry_through(slow, reward, eligible=True)
     assert (stock(reward), available()) == ((5, 0, 0), 1_000)
     everything_holds(reward)
 
@@ -552,9 +554,9 @@ CANCEL_STEPS = [
     Death("rewards.vouchers:cancel", "after", 1),
     Death("rewards.vouchers:cancel", "after", 2),
     Death("accounting.book:post", "after"),
-    Death("rewards.catalogue:begin_return", "after"),
+    Death("rewards.stock:begin_return", "after"),
     Death("rewards.redemptions:_set_state", "after", 2),  # returning
-    Death("rewards.catalogue:give_back", "after"),
+    Death("rewards.stock:give_back", "after"),
     Death("rewards.redemptions:_set_state", "after", 3),  # cancelled
 ]
 

@@ -13,8 +13,8 @@ from accounting import book, clock, jobs, storage
 from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from api.config import Config
-from rewards import catalogue, settlement, takings, till, vouchers
-from rewards.catalogue import Merchant
+from rewards import merchants, settlement, takings, till, vouchers
+from rewards.merchants import Merchant
 from rewards.settlement import PeriodClosed, PeriodNotContinuous, PeriodNotOver, Statement
 from rewards.till import OfflineScan
 
@@ -86,7 +86,7 @@ def test_a_statement_says_what_was_used_by_funder_store_reward_and_day(merchant:
 
 
 def test_a_fee_is_rounded_once_and_shared_among_the_funders(app: object) -> None:
-    merchant = catalogue.add_merchant(
+    merchant = merchants.add(
         {"zh": "店", "en": "Shop"}, [{"name": "一", "address": "1"}], fee_basis_points=150
     )
     for number, (fen, funder) in enumerate([(333, "city"), (333, "bank:1"), (334, "city")]):

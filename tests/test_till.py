@@ -9,12 +9,12 @@ from faults.crew import KILLED, Crew, Death
 from tills import ANNA, NOW, buy, fen_lines, new_merchant, outcome, scan
 
 from accounting import book, clock, storage
-from accounting.errors import DomainError, KeyReused, NotFound
+from accounting.errors import AccountBusy, DomainError, KeyReused, NotFound
 from api.config import Config
 from points import statements
 from points.wallet import consistent
 from rewards import redemptions, takings, till, vouchers
-from rewards.catalogue import Merchant
+from rewards.merchants import Merchant
 from rewards.till import OfflineScan, RefundWindowOver, VoucherNotUsed, WrongMerchant
 from rewards.vouchers import Voucher, VoucherExpired, VoucherUsed
 
@@ -336,3 +336,22 @@ def test_a_refusal_is_the_same_with_and_without_network(merchant: Merchant) -> N
     [third] = buy(merchant)
     with pytest.raises(KeyReused):
         scan(third, merchant, "t1")
+
+
+def test_a_till_does_not_wait_for_an_account_that_others_write(
+    merchant: Merchant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [voucher] = buy(merchant)
+
+    def busy(*_: object) -> None:
+        raise AccountBusy(retry_after=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(book, "post", busy)
+        first = scan(voucher, merchant, "t1")
+        assert scan(voucher, merchant, "t1") == first
+    assert (owed(), moved()) == (0, [])
+    # The sweep books it, or the same scan sent again.
+    with clock.stand(NOW + MINUTE):
+        assert [takings.book_unbooked(clock.now()), takings.book_unbooked(clock.now())] == [1, 0]
+    assert (owed(), moved()) == (500, [("used", 500)])

@@ -17,7 +17,7 @@ from accounting.errors import KeyReused, NotFound
 from api.config import Config
 from points.wallet import consistent
 from rewards import takings, till, vouchers
-from rewards.catalogue import Merchant
+from rewards.merchants import Merchant
 from rewards.till import WrongMerchant
 from rewards.vouchers import BadQr, VoucherExpired, VoucherUsed
 

@@ -8,8 +8,8 @@ from accounting import book, clock
 from accounting.book import Ask, Decision, Head, Line
 from accounting.errors import AccountBusy, DomainError
 from points.wallet import Wallet
-from rewards import catalogue, redemptions, till, vouchers
-from rewards.catalogue import Merchant
+from rewards import catalogue, merchants, redemptions, till, vouchers
+from rewards.merchants import Merchant
 from rewards.till import Used
 from rewards.vouchers import Voucher
 
@@ -25,7 +25,7 @@ NOW = city("2026-05-20 12:00")
 
 
 def new_merchant() -> Merchant:
-    return catalogue.add_merchant(
+    return merchants.add(
         {"zh": "共富商城", "en": "Mall"},
         [{"name": "柯城店", "address": "1"}, {"name": "衢江店", "address": "2"}],
     )

@@ -11,7 +11,7 @@ from accounting import accounts, clients, storage, vault
 from accounting.clients import Kind
 from accounting.ids import new_id
 from api.config import Config, write_private
-from rewards import catalogue
+from rewards import catalogue, merchants
 
 CREDENTIALS = "demo-credentials.json"
 RESIDENTS = 40
@@ -39,7 +39,7 @@ def _secret_of(credentials: dict[str, str]) -> dict[str, str]:
 
 def _create() -> dict[str, Any]:
     partner_id, bank_id, plant_id = new_id("ptn"), new_id("bnk"), new_id("plt")
-    merchant = catalogue.add_merchant(
+    merchant = merchants.add(
         {"zh": "共富商城（演示）", "en": "Common Prosperity Mall (demo)"},
         [
             {"name": "柯城店", "address": "衢州市柯城区"},

@@ -1,5 +1,6 @@
 """The till: look a voucher up, redeem it once."""
 
+from functools import lru_cache
 from typing import Any
 
 import marshmallow as ma
@@ -7,7 +8,7 @@ from flask import current_app
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import clock
+from accounting import clients, clock
 from api import problems
 from api.idempotency import idempotent
 from api.numbers import EachAlone, Instant, Schema
@@ -20,6 +21,7 @@ from rewards.till import OfflineScan, Taken, Used, WrongMerchant
 from rewards.vouchers import Voucher
 
 SCANS_MAX = 200
+STORES_KEPT = 10_000
 
 blueprint = Blueprint("merchant", __name__, description="Merchants at the till")
 
@@ -131,6 +133,7 @@ class Redeem(MethodView):
     @blueprint.response(200, RedeemAnswer)
     def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Use a voucher, once; the same terminal_ref again gives the first answer"""
+        _check_credential(wanted["store_id"])
         used = till.redeem(
             _in_hand(wanted),
             merchant_id=caller().id,
@@ -153,7 +156,8 @@ class Refund(MethodView):
 
         Its owner may use it elsewhere or cancel it for the points; the merchant is owed less.
         """
-        refunded = till.refund(voucher_id, merchant_id=caller().id)
+        bound_to = _bound_to(caller().client_id or "")
+        refunded = till.refund(voucher_id, merchant_id=caller().id, store_id=bound_to)
         return {
             "voucher_id": refunded.id,
             "status": refunded.status_at(clock.now()),
@@ -197,6 +201,21 @@ class LostScans(MethodView):
         return _lost(None, wanted)
 
 
+@lru_cache(maxsize=STORES_KEPT)
+def _bound_to(client_id: str) -> str | None:
+    """The one store a credential works for, or None; it is given with the credential for ever."""
+    store_id: str | None = clients.get(client_id).policy.get("store_id")
+    return store_id
+
+
+def _check_credential(store_id: str) -> None:
+    """Raise `WrongMerchant` for a store that the caller's credential is not for."""
+    client_id = caller().client_id
+    assert client_id is not None, "merchants are machines"
+    if _bound_to(client_id) not in (None, store_id):
+        raise WrongMerchant()
+
+
 def _in_hand(wanted: dict[str, Any]) -> Voucher:
     now = clock.now()
     if "qr_payload" in wanted:
@@ -208,9 +227,13 @@ def _in_hand(wanted: dict[str, Any]) -> Voucher:
 def _read(raw: Any) -> OfflineScan | Taken:
     """A scan of a list, or its refusal for its form."""
     try:
-        return OfflineScan(**OfflineScanFields().load(raw))
+        scan = OfflineScan(**OfflineScanFields().load(raw))
+        _check_credential(scan.store_id)
     except ma.ValidationError as error:
         return Taken(refusal=Invalid.of(error))
+    except WrongMerchant as refusal:
+        return Taken(refusal=refusal)
+    return scan
 
 
 def _used(used: Used) -> dict[str, Any]:

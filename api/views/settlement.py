@@ -22,7 +22,7 @@ from api.security import MERCHANT, OPERATOR, caller, door
 from api.statement_pdf import statement_pdf
 from api.tables import CSV, csv_text
 from points import terms
-from rewards import catalogue, disputes, settlement, takings
+from rewards import disputes, merchants, settlement, takings
 from rewards.settlement import Statement
 
 JSON = "application/json"
@@ -329,7 +329,7 @@ class Corrections(MethodView):
     @blueprint.response(201, CorrectedAnswer)
     def post(self, wanted: dict[str, Any], merchant_id: str) -> dict[str, Any]:
         """Owe a merchant more or less: a credit note of the period that is open"""
-        catalogue.merchant(merchant_id)
+        merchants.get(merchant_id)
         made = takings.correct(
             merchant_id,
             wanted["fen"],

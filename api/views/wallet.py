@@ -13,17 +13,24 @@ from marshmallow import fields, validate
 
 from accounting import clock
 from accounting.errors import NotFound
+from api import security
 from api.idempotency import business_key, idempotent
 from api.numbers import Instant, Schema, Whole
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, newest, page_of
 from api.problems import NotAcceptable, language
+from api.reward_terms import image_url
 from api.security import OPEN, RESIDENT, caller, door
-from rewards import catalogue, redemptions, vouchers
-from rewards.catalogue import Merchant, Reward
+from footprint import grade
+from points import statements
+from rewards import catalogue, merchants, pictures, redemptions, vouchers
+from rewards.merchants import Merchant
+from rewards.offers import Reward
 from rewards.redemptions import Redemption
 
-SVG, PNG = "image/svg+xml", "image/png"
+SVG, PNG, JPEG = "image/svg+xml", "image/png", "image/jpeg"
+# Another picture has another address, see `image_url`.
+PICTURE_KEPT_S = 86_400
 QR_SCALE = 6
 
 blueprint = Blueprint("wallet", __name__, description="Rewards and redemptions")
@@ -35,13 +42,41 @@ class StoreAnswer(ma.Schema):
     address = fields.String(required=True)
 
 
+class RewardQuery(PageQuery):
+    """`affordable` is about the resident whose token comes along, and needs one."""
+
+    text = fields.String(
+        validate=validate.Length(1, 64),
+        metadata={"description": "Words of the title or the description, in either language."},
+    )
+    category = fields.String(validate=validate.Length(1, 40))
+    merchant_id = fields.String(validate=validate.Length(1, 64))
+    affordable = fields.String(validate=validate.OneOf(["true"]))
+    available = fields.String(
+        validate=validate.OneOf(["true"]),
+        metadata={"description": "Without what is sold out, for good or for this month."},
+    )
+
+
 class RewardAnswer(ma.Schema):
+    """Empty `grades` and `districts` mean everybody; `stock_left` is what this month has left."""
+
     id = fields.String(required=True)
     title = fields.String(required=True)
     description = fields.String(required=True)
+    category = fields.String(required=True)
+    image_url = fields.String(required=True, allow_none=True)
     price_points = fields.Integer(required=True)
+    prices_by_grade = fields.Dict(keys=fields.String(), values=fields.Integer(), required=True)
+    face_value_fen = fields.Integer(required=True)
     stock_left = fields.Integer(required=True)
     per_resident_limit = fields.Integer(required=True, allow_none=True)
+    per_day_limit = fields.Integer(required=True, allow_none=True)
+    per_month_limit = fields.Integer(required=True, allow_none=True)
+    grades = fields.List(fields.String(), required=True)
+    districts = fields.List(fields.String(), required=True)
+    voucher_valid_days = fields.Integer(required=True)
+    paused = fields.Boolean(required=True)
     merchant_id = fields.String(required=True)
     stores = fields.List(fields.Nested(StoreAnswer), required=True)
     available_from = Instant(required=True)
@@ -56,6 +91,9 @@ class RedemptionRequest(Schema):
 class VoucherAnswer(ma.Schema):
     id = fields.String(required=True)
     status = fields.String(required=True)
+    points_returned = fields.Boolean(
+        required=True, metadata={"description": "It ran out unused, and its points are back."}
+    )
     code = fields.String(required=True)
     expires_at = Instant(required=True)
     qr_payload = fields.String(required=True)
@@ -64,6 +102,7 @@ class VoucherAnswer(ma.Schema):
 class RedemptionAnswer(ma.Schema):
     id = fields.String(required=True)
     reward_id = fields.String(required=True)
+    reward_title = fields.String(required=True)
     quantity = fields.Integer(required=True)
     status = fields.String(required=True)
     points = fields.Integer(required=True)
@@ -74,13 +113,21 @@ class RedemptionAnswer(ma.Schema):
 @blueprint.route("/v1/rewards")
 class Rewards(MethodView):
     @door(OPEN)
-    @blueprint.arguments(PageQuery, location="query")
+    @refuses("unauthenticated")
+    @blueprint.arguments(RewardQuery, location="query")
     @blueprint.response(200, page_of(RewardAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Rewards that can be had, newest first"""
-        answer = newest(wanted, partial(catalogue.open_rewards, clock.now()))
-        merchants = catalogue.merchants({reward.merchant_id for reward in answer["items"]})
-        shown = [_reward(reward, merchants[reward.merchant_id]) for reward in answer["items"]]
+        names = ("text", "category", "merchant_id")
+        filters: dict[str, Any] = {name: wanted[name] for name in names if name in wanted}
+        if "affordable" in wanted:
+            me = security.resident().id
+            filters["most_points"] = statements.balance(me).available
+            filters["grade"] = grade.newest([me]).get(me)
+        filters["in_stock"] = "available" in wanted
+        answer = newest(wanted, partial(catalogue.open_rewards, clock.now(), **filters))
+        known = merchants.many({reward.merchant_id for reward in answer["items"]})
+        shown = [_reward(reward, known[reward.merchant_id]) for reward in answer["items"]]
         return answer | {"items": shown}
 
 
@@ -91,7 +138,28 @@ class OneReward(MethodView):
     def get(self, reward_id: str) -> dict[str, Any]:
         """One reward"""
         reward = catalogue.reward(reward_id)
-        return _reward(reward, catalogue.merchant(reward.merchant_id))
+        return _reward(reward, merchants.get(reward.merchant_id))
+
+
+@blueprint.route("/v1/rewards/<reward_id>/image")
+class RewardPicture(MethodView):
+    @door(OPEN)
+    @blueprint.response(200, description="A JPEG, to be kept for a day")
+    @blueprint.alt_response(304, description="The same as you have")
+    @blueprint.doc(responses={200: {"content": {JPEG: {"schema": {"type": "string"}}}}})
+    def get(self, reward_id: str) -> Response:
+        """The picture of a reward"""
+        digest = catalogue.reward(reward_id).image
+        if digest is None:
+            raise NotFound()
+        response = Response(mimetype=JPEG)
+        response.set_etag(digest)
+        response.cache_control.public = True
+        response.cache_control.max_age = PICTURE_KEPT_S
+        if not request.if_none_match.contains(digest):
+            response.set_data(pictures.jpeg(digest))
+        response.make_conditional(request)
+        return response
 
 
 @blueprint.route("/v1/redemptions")
@@ -166,11 +234,25 @@ def _reward(reward: Reward, merchant: Merchant) -> dict[str, Any]:
         "id": reward.id,
         "title": reward.title[language()],
         "description": reward.description.get(language(), ""),
+        "category": reward.category,
+        "image_url": image_url(reward),
         "price_points": reward.price_points,
-        "stock_left": reward.stock_left,
+        "prices_by_grade": reward.prices_by_grade,
+        "face_value_fen": reward.face_value_fen,
+        "stock_left": reward.left_in(clock.city_month(clock.now())),
         "per_resident_limit": reward.per_resident_limit,
+        "per_day_limit": reward.per_day_limit,
+        "per_month_limit": reward.per_month_limit,
+        "grades": reward.grades,
+        "districts": reward.districts,
+        "voucher_valid_days": reward.voucher_valid_days,
+        "paused": reward.paused,
         "merchant_id": reward.merchant_id,
-        "stores": merchant.stores,
+        "stores": [
+            store
+            for store in merchant.open_stores
+            if not reward.store_ids or store.store_id in reward.store_ids
+        ],
         "available_from": reward.available_from,
         "available_to": reward.available_to,
     }
@@ -181,6 +263,7 @@ def _redemption(redemption: Redemption) -> dict[str, Any]:
     return {
         "id": redemption.id,
         "reward_id": redemption.reward_id,
+        "reward_title": redemption.promise["title"][language()],
         "quantity": redemption.quantity,
         "status": redemption.state,
         "points": redemption.points,
@@ -189,6 +272,7 @@ def _redemption(redemption: Redemption) -> dict[str, Any]:
             {
                 "id": voucher.id,
                 "status": voucher.status_at(now),
+                "points_returned": voucher.status == vouchers.RETURNED,
                 "code": vouchers.code_of(voucher.id),
                 "expires_at": voucher.expires_at,
                 "qr_payload": vouchers.qr_payload(voucher.id, now),

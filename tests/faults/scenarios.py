@@ -18,7 +18,7 @@ from footprint.rules import Report
 from integrations import closing, exports, imports, reversals
 from points import batches, crediting, deciding, feed, holds, passing, restating
 from points.wallet import InsufficientPoints, Wallet
-from rewards import catalogue, redemptions, settlement, till, vouchers
+from rewards import catalogue, expiring, redemptions, settlement, till, vouchers
 from rewards.vouchers import USED
 
 
@@ -113,6 +113,23 @@ def credit_parked(resident: str, link_id: str) -> int:
 
 def redeem(resident: str, key: str, reward_id: str, quantity: int = 1) -> str:
     return redemptions.redeem(resident, key, reward_id, quantity).state
+
+
+def redeem_each(residents: list[str], reward_id: str) -> list[str]:
+    """One voucher for each of these residents; `ok`, or the code of the refusal."""
+    ends = []
+    for resident in residents:
+        try:
+            redemptions.redeem(resident, "race", reward_id, 1)
+        except DomainError as refusal:
+            ends.append(refusal.code)
+        else:
+            ends.append("ok")
+    return ends
+
+
+def expire_vouchers() -> int:
+    return expiring.run(clock.now())
 
 
 def cancel(resident: str, redemption_id: str) -> str:
@@ -283,6 +300,8 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         take_in_a_mess,
         credit_parked,
         redeem,
+        redeem_each,
+        expire_vouchers,
         cancel,
         scan,
         refund,
