@@ -24,6 +24,7 @@ from accounting import book, clock, jobs, proofs, storage
 from accounting.book import Entry
 from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
+from accounting.proofs import BookNotProven
 from points import terms, valuing
 from rewards import merchants, takings
 
@@ -136,14 +137,15 @@ def ask(first: date | None, last: date | None, owner: str) -> Job:
     """Begin to close a period: city days, both included; returns the job that does it.
 
     Left out, `last` is yesterday and `first` the day after the period before, or the day of the
-    first move. Raises `PeriodClosed`, `PeriodNotContinuous`, `PeriodNotOver` or
-    `SettlementUnderway`, and `BookNotProven` while the book's proof is red.
+    first move. A close that failed is begun again by asking for it again. Raises `PeriodClosed`,
+    `PeriodNotContinuous`, `PeriodNotOver` or `SettlementUnderway`, and `BookNotProven` while the
+    book's proof is red.
     """
     proofs.require_green()
     today = clock.city_day(clock.now())
     before = _newest()
     if before is not None and before.state == CLOSING:
-        raise SettlementUnderway()
+        return _again(before, first, last)
     last = last or today - timedelta(days=1)
     if last > today:
         raise PeriodNotOver()
@@ -175,6 +177,19 @@ def ask(first: date | None, last: date | None, owner: str) -> Job:
     return job
 
 
+def _again(period: Period, first: date | None, last: date | None) -> Job:
+    """Begin a close again that has failed; raises `SettlementUnderway` for any other."""
+    # A crash may have come between the period and this.
+    jobs.release(period.job)
+    job = jobs.get(period.job)
+    assert job is not None, "jobs are never deleted"
+    same = first in (None, period.first) and last in (None, period.last)
+    if job.state != jobs.FAILED or not same:
+        raise SettlementUnderway()
+    jobs.again(job.id)
+    return job
+
+
 def run(job_id: str) -> Job | None:
     """Close the period of a job; safe to run again after a crash. None when another has it."""
     job = jobs.take(job_id)
@@ -184,8 +199,14 @@ def run(job_id: str) -> Job | None:
     if period is None or period.job != job.id:
         jobs.fail(job, "Another job closes this period.")
         return jobs.get(job_id)
+    try:
+        proofs.require_green()
+    except BookNotProven as red:
+        jobs.fail(job, red.text("en"))
+        return jobs.get(job_id)
     # What a crash left unbooked belongs into the period it was scanned in, if that is still open.
-    takings.book_unbooked(clock.now())
+    while takings.book_unbooked(clock.now()) == takings.UNBOOKED_MAX:
+        pass
     waiting = sorted({*_waiting_merchants(period.cutoff), *_claimed_merchants(period.number)})
     try:
         for done, merchant_id in enumerate(waiting, start=1):
@@ -277,6 +298,9 @@ def unsettled(merchant_ids: Sequence[str]) -> dict[str, int]:
 def _state(period: Period, merchant_id: str) -> None:
     """Write the statement of one merchant, unless an earlier try has."""
     statement_id = f"stm_{period.number:05d}_{merchant_id.removeprefix('mer_')}"
+    # What it would claim now is not in the one that is written: it belongs into the next.
+    if _statements().find_one({"_id": statement_id}, {"_id": 1}) is not None:
+        return
     takings.catch_up(merchant_id)
     takings.moves().update_many(
         {

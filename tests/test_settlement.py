@@ -9,13 +9,20 @@ import pytest
 from faults.crew import KILLED, Crew, Death
 from tills import ANNA, NOW, buy, city, fen_lines, new_merchant, scan
 
-from accounting import book, clock, jobs, storage
+from accounting import book, clock, jobs, proofs, storage
 from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
+from accounting.proofs import BookNotProven
 from api.config import Config
 from rewards import merchants, settlement, takings, till, vouchers
 from rewards.merchants import Merchant
-from rewards.settlement import PeriodClosed, PeriodNotContinuous, PeriodNotOver, Statement
+from rewards.settlement import (
+    PeriodClosed,
+    PeriodNotContinuous,
+    PeriodNotOver,
+    SettlementUnderway,
+    Statement,
+)
 from rewards.till import OfflineScan
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -216,6 +223,69 @@ def test_a_move_the_book_does_not_know_stops_the_close(merchant: Merchant) -> No
     assert job.failure is not None
     assert "600 fen" in job.failure
     assert of(merchant) == []
+    # Once it is put right, asking again carries the same close on.
+    takings.moves().update_one({}, {"$inc": {"fen": -100}})
+    with clock.stand(NOW + 2 * DAY):
+        for other in ((None, MAY_22), (MAY_21, None)):
+            with pytest.raises(SettlementUnderway):
+                settlement.ask(*other, "cli_operator")
+        again = close()
+    assert (again.id, again.state) == (job.id, jobs.DONE)
+    [statement] = of(merchant)
+    assert (statement.content["to"], statement.content["payable_fen"]) == ("2026-05-20", 500)
+
+
+def test_nothing_is_settled_by_a_book_whose_proof_is_red(merchant: Merchant) -> None:
+    [voucher] = buy(merchant)
+    scan(voucher, merchant)
+    with clock.stand(NOW + DAY):
+        asked = settlement.ask(None, None, "cli_operator")
+        proofs._add("night", proofs.RED, problem="a hole")
+        with pytest.raises(BookNotProven):
+            settlement.ask(None, None, "cli_operator")
+        failed = settlement.run(asked.id)
+        assert failed is not None
+        assert (failed.state, of(merchant)) == (jobs.FAILED, [])
+        storage.database()["proofs"].delete_many({})
+        assert (close().id, len(of(merchant))) == (asked.id, 1)
+
+
+def test_a_move_written_late_is_in_the_next_statement_if_its_own_is_out(merchant: Merchant) -> None:
+    one, two = buy(merchant, 2)
+    scan(one, merchant, "t1")
+    scan(two, merchant, "t2")
+    # The second one's entry is in the book; whoever posted it died before the row beside it.
+    row = takings.moves().find_one_and_delete({"voucher_id": two.id})
+    with clock.stand(NOW + DAY):
+        job = settlement.ask(None, None, "cli_operator")
+        period = settlement.period_of(1)
+        assert period is not None
+        settlement._state(period, merchant.id)
+        assert row is not None
+        takings.moves().insert_one(row)
+        # The worker died here, and another carries the close on.
+        done = settlement.run(job.id)
+        assert done is not None
+        assert done.state == jobs.DONE
+    with clock.stand(NOW + 2 * DAY):
+        close()
+    assert [one.content["face_value_fen"] for one in of(merchant)] == [500, 500]
+    assert settlement.unsettled([merchant.id]) == {}
+
+
+def test_a_close_whose_asker_died_is_worked_on_once_asked_again(
+    merchant: Merchant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [voucher] = buy(merchant)
+    scan(voucher, merchant)
+    with clock.stand(NOW + DAY):
+        with monkeypatch.context() as patch:
+            patch.setattr(jobs, "release", lambda job_id: None)
+            job = settlement.ask(None, None, "cli_operator")
+        assert jobs.waiting(clock.now()) == []
+        with pytest.raises(SettlementUnderway):
+            settlement.ask(None, None, "cli_operator")
+        assert jobs.waiting(clock.now()) == [job.id]
 
 
 def test_eight_operators_close_at_once_and_one_period_is_closed(merchant: Merchant) -> None:
