@@ -14,8 +14,10 @@ from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from accounting.proofs import BookNotProven
 from api.config import Config
-from rewards import merchants, settlement, takings, till, vouchers
+from points import statements
+from rewards import expiring, merchants, settlement, takings, till, vouchers
 from rewards.merchants import Merchant
+from rewards.offers import LAPSE, RETURN
 from rewards.settlement import (
     PeriodClosed,
     PeriodNotContinuous,
@@ -351,17 +353,29 @@ def test_a_close_that_died_is_carried_on_and_every_move_is_settled_once(
 
 
 def test_a_month_of_shopping_settles_to_what_the_book_says(app: object) -> None:
-    """Random scans, refunds, late scans; the statements are added up by an independent reading."""
+    """Random scans, refunds, late scans, vouchers that run out.
+
+    The statements are added up by an independent reading, and so is what became of the points.
+    """
     chance = random.Random(20260520)
     shops = [new_merchant() for _ in range(3)]
     at, scanned, number = NOW, [], 0
+    # Of every voucher whether its points come back if nobody uses it; and those in use.
+    comes_back: dict[str, bool] = {}
+    in_use: set[str] = set()
     for day in range(30):
         at = NOW + day * DAY
         with clock.stand(at):
             for shop in shops:
-                fen, funder = chance.choice([300, 500, 999]), chance.choice(["city", "bank:1"])
-                for voucher in buy(shop, chance.randint(1, 2), face_value_fen=fen, funder=funder):
+                terms = {
+                    "face_value_fen": chance.choice([300, 500, 999]),
+                    "funders": chance.choice([(("city", 100),), (("city", 67), ("bank:1", 33))]),
+                    "unused": chance.choice([LAPSE, RETURN]),
+                    "voucher_valid_days": 3,
+                }
+                for voucher in buy(shop, chance.randint(1, 2), **terms):
                     number += 1
+                    comes_back[voucher.id] = terms["unused"] == RETURN
                     if chance.random() < 0.2:
                         continue  # Never used.
                     if chance.random() < 0.3:
@@ -373,17 +387,31 @@ def test_a_month_of_shopping_settles_to_what_the_book_says(app: object) -> None:
                     else:
                         scan(voucher, shop, f"t{number}", store=chance.randint(0, 1))
                     scanned.append((voucher, shop))
+                    in_use.add(voucher.id)
             for voucher, shop in chance.sample(scanned, min(2, len(scanned))):
                 # Some come too late, or the scan is of a later day than this one.
                 try:
                     till.refund(voucher.id, merchant_id=shop.id)
                 except till.RefundWindowOver:
                     continue
+                in_use.discard(voucher.id)
+            expiring.run(clock.now())
         if day % 7 == 6:
             with clock.stand(at + timedelta(hours=13)):
                 close()
     with clock.stand(at + 10 * DAY):
         close()
+    # The last refund gives a voucher seven days, and seven more for scans on their way.
+    with clock.stand(at + 20 * DAY):
+        expiring.run(clock.now())
+        balance = statements.balance(ANNA)
+    back = sum(comes_back[one] for one in comes_back.keys() - in_use)
+    # Each was bought for 100 points.
+    assert (balance.available, balance.spent) == (100 * back, 100 * (len(comes_back) - back))
+    assert 0 < back < len(comes_back) - len(in_use)
+    rewards = list(storage.database()["rewards"].find())
+    assert sum(one["stock_issued"] for one in rewards) == len(comes_back) - back
+    assert {one["stock_left"] + one["stock_issued"] for one in rewards} == {100}
     booked: dict[str, int] = {}
     for row in storage.database()["entries"].find({"account": ANNA}):
         for unit, name, amount, _tag in row["lines"]:

@@ -91,15 +91,16 @@ def _resident(number: int) -> dict[str, str]:
 
 def _rewards(merchant_id: str) -> None:
     """Prices follow published schemes: docs/methodology.md, section rewards."""
-    for title, price_points, face_value_fen in (
-        ({"zh": "公交单程券", "en": "One bus ride"}, 500, 100),
-        ({"zh": "共享单车骑行券", "en": "One shared-bike ride"}, 750, 150),
-        ({"zh": "胡柚一箱", "en": "A box of pomelos"}, 2_500, 500),
+    for title, category, price_points, face_value_fen in (
+        ({"zh": "公交单程券", "en": "One bus ride"}, "transport", 500, 100),
+        ({"zh": "共享单车骑行券", "en": "One shared-bike ride"}, "transport", 750, 150),
+        ({"zh": "胡柚一箱", "en": "A box of pomelos"}, "food", 2_500, 500),
     ):
         catalogue.add_reward(
             merchant_id=merchant_id,
             title=title,
             description={},
+            category=category,
             price_points=price_points,
             face_value_fen=face_value_fen,
             stock=STOCK,
