@@ -1,0 +1,1 @@
+"""Plants: what their meters say, and the energy and carbon that follow from it."""
