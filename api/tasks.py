@@ -16,7 +16,7 @@ from accounting import clock, jobs, outbox, proofs, walks
 from api import feed_rows, schedule
 from api.bookkeeping import RULES
 from api.config import Config
-from footprint import preview, upkeep
+from footprint import grade, preview, upkeep
 from integrations import closing, delivery, exports, firebase, imports, reversals
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
@@ -179,6 +179,7 @@ def sweep_half_done() -> None:
     disputes.sweep(now - crediting.SWEEP_AFTER)
     feed.sweep(now)
     closing.sweep(now)
+    grade.sweep(now - crediting.SWEEP_AFTER)
 
 
 @shared_task(name="tanhui.keep_pools")
