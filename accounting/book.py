@@ -464,6 +464,18 @@ def heads_pipeline(accounts: storage.Doc) -> list[storage.Doc]:
     ]
 
 
+def last_seqs(accounts: Iterable[str]) -> dict[str, int]:
+    """The newest sequence number of each account that has entries, from the index alone."""
+    found = _collection().aggregate(
+        [
+            {"$match": {"account": {"$in": list(accounts)}}},
+            {"$sort": {"account": 1, "seq": -1}},
+            {"$group": {"_id": "$account", "seq": {"$first": "$seq"}}},
+        ]
+    )
+    return {row["_id"]: row["seq"] for row in found}
+
+
 def _heads(pipeline: list[storage.Doc]) -> dict[str, Head]:
     return {
         row["_id"]: Head(row["_id"], row["seq"], row["after"], row["recorded_at"], row["hash"])

@@ -182,8 +182,13 @@ def grade_now(resident: str, *, scheduled: str | None = None, released: bool = F
     """
     for attempt in range(ATTEMPTS_MAX):
         last = newest_of(resident)
-        fresh = _grade(resident, clock.now(), last, scheduled, released)
-        if last is not None and _same(last, fresh):
+        now = clock.now()
+        policy = policy_on(clock.city_day(now))
+        seq, rows = summaries.month_rows(resident, *window(policy, now))
+        fresh = graded(
+            resident, policy, now, seq, rows, last, scheduled=scheduled, released=released
+        )
+        if last is not None and is_same(last, fresh):
             return last
         try:
             snapshots().insert_one(document_of(fresh))
@@ -205,16 +210,19 @@ def taken_back(resident: str, *, fraud: bool = False) -> None:
         grade_now(resident, released=fraud)
 
 
-def _grade(
+def graded(
     resident: str,
+    policy: Policy,
     now: datetime,
+    seq: int,
+    rows: Sequence[Row],
     last: Snapshot | None,
-    scheduled: str | None,
-    released: bool,
+    *,
+    scheduled: str | None = None,
+    released: bool = False,
 ) -> Snapshot:
-    policy = policy_on(clock.city_day(now))
+    """What a policy makes of the rows of its window, after the snapshot `last`. Pure."""
     first_month, last_month = window(policy, now)
-    seq, rows = summaries.month_rows(resident, first_month, last_month)
     by_behaviour, active_months = counted(policy, rows)
     before = last.inputs.scheduled if last else None
     counts = scheduled is not None and (before is None or before < scheduled)
@@ -248,7 +256,7 @@ def counted(policy: Policy, rows: Iterable[Row]) -> tuple[dict[str, int], int]:
     return {code: mg for code, mg in sorted(sums.items()) if mg > 0}, len(months)
 
 
-def _same(last: Snapshot, fresh: Snapshot) -> bool:
+def is_same(last: Snapshot, fresh: Snapshot) -> bool:
     """Whether grading again would say nothing new within the same month."""
     then, now = last.inputs, fresh.inputs
     return (
@@ -264,9 +272,9 @@ def _same(last: Snapshot, fresh: Snapshot) -> bool:
 # Telling.
 
 
-def tell(graded: Sequence[Snapshot]) -> None:
+def tell(fresh: Sequence[Snapshot]) -> None:
     """Leave what follows from gradings that moved a grade: rows for the feeds, a notification."""
-    moved = [(one, change) for one in graded if (change := one.change) is not None]
+    moved = [(one, change) for one in fresh if (change := one.change) is not None]
     if not moved:
         return
     grade_changes.leave([change for _, change in moved])
@@ -285,9 +293,9 @@ def tell_untold(residents: Mapping[str, Any], *, before: datetime | None = None)
     if before is not None:
         wanted["graded_at"] = {"$lt": before}
     found = snapshots().find(wanted).sort([("resident", 1), ("number", 1)]).limit(UNTOLD_MAX)
-    graded = [_snapshot(document) for document in found]
-    tell(graded)
-    return len(graded)
+    left = [snapshot_of(document) for document in found]
+    tell(left)
+    return len(left)
 
 
 def sweep(before: datetime) -> int:
@@ -295,12 +303,12 @@ def sweep(before: datetime) -> int:
     return tell_untold({"$gt": ""}, before=before)
 
 
-def _notice(graded: Snapshot, change: Change) -> Notice:
-    policy = policy_named(graded.policy)
+def _notice(fresh: Snapshot, change: Change) -> Notice:
+    policy = policy_named(fresh.policy)
     before, after = label(policy, change.before), label(policy, change.after)
     return Notice(
-        graded.resident,
-        f"grade/{graded.number}",
+        fresh.resident,
+        f"grade/{fresh.number}",
         type="grade",
         category=outbox.SERVICE,
         title={"zh": f"您的低碳等级：{after['zh']}", "en": f"Your grade: {after['en']}"},
@@ -321,13 +329,13 @@ def history(resident: str, *, before: int | None, limit: int) -> list[Snapshot]:
     if before is not None:
         wanted["number"] = {"$lt": before}
     found = snapshots().find(wanted).sort("number", -1).limit(limit)
-    return [_snapshot(document) for document in found]
+    return [snapshot_of(document) for document in found]
 
 
 def newest_of(resident: str) -> Snapshot | None:
     """The last grading of a resident, if there was one."""
     found = snapshots().find_one({"resident": resident}, sort=[("number", -1)])
-    return _snapshot(found) if found else None
+    return snapshot_of(found) if found else None
 
 
 def newest(residents: Sequence[str]) -> dict[str, str]:
@@ -359,7 +367,7 @@ def document_of(snapshot: Snapshot) -> storage.Doc:
     }
 
 
-def _snapshot(document: storage.Doc) -> Snapshot:
+def snapshot_of(document: storage.Doc) -> Snapshot:
     inputs = document["inputs"]
     return Snapshot(
         resident=document["resident"],
