@@ -276,16 +276,19 @@ def _write(replacements: Iterable["ReplaceOne[storage.Doc]"]) -> list[int]:
 
 
 def _move(places: Mapping[str, tuple[int, int]]) -> None:
-    """Move cursors on from where they were read; one that has been moved meanwhile is left.
+    """Move cursors on; one that somebody else has moved meanwhile goes no further back.
 
     A cursor that is gone was dropped together with its months, and the next to look begins anew.
     """
     if not places:
         return
-    writes = [
-        UpdateOne({"_id": account, "seq": before}, {"$set": {"seq": last}})
-        if before
-        else InsertOne({"_id": account, "seq": last})
+    writes: list[InsertOne[storage.Doc] | UpdateOne] = [
+        InsertOne({"_id": account, "seq": last})
+        for account, (before, last) in places.items()
+        if not before
+    ]
+    writes += [
+        UpdateOne({"_id": account, "seq": {"$gte": before}}, {"$max": {"seq": last}})
         for account, (before, last) in places.items()
     ]
     try:
