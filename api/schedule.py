@@ -21,6 +21,10 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "task": "tanhui.expire_vouchers",
         "schedule": crontab(hour=0, minute=40),
     },
+    "validate the days of meters that had new readings": {
+        "task": "tanhui.validate_readings",
+        "schedule": 20.0,
+    },
     "write down what matured and expired in quiet accounts": {
         "task": "tanhui.let_time_pass",
         "schedule": crontab(hour=0, minute=10),
@@ -28,11 +32,6 @@ SCHEDULE: dict[str, dict[str, Any]] = {
     "slow and stop funders whose pools run low, add up the programme": {
         "task": "tanhui.keep_pools",
         "schedule": 15.0,
-    },
-    # Asked every night and done once a month: a city that was down on the first is not left out.
-    "grade everybody, once a month": {
-        "task": "tanhui.grade_everybody",
-        "schedule": crontab(hour=2, minute=30),
     },
     "add up what funders owe in all wallets": {
         "task": "tanhui.add_up_liability",

@@ -13,10 +13,11 @@ from celery import Celery, current_app, shared_task
 from kombu.exceptions import OperationalError
 
 from accounting import clock, jobs, outbox, proofs, walks
+from accounting.enterprise import validating
 from api import feed_rows, schedule
 from api.bookkeeping import RULES
 from api.config import Config
-from footprint import grade, preview, regrading, upkeep
+from footprint import preview, upkeep
 from integrations import closing, delivery, exports, firebase, imports, reversals
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
@@ -48,7 +49,6 @@ RUN: dict[str, Callable[[str], Any]] = {
     passing.KIND: passing.run,
     liability.KIND: liability.run,
     restating.KIND: restating.run,
-    regrading.RANGE_KIND: regrading.run_range,
     upkeep.KIND: upkeep.run,
     proofs.KIND: partial(proofs.run, rules=RULES),
     reversals.KIND: reversals.run,
@@ -121,10 +121,7 @@ def run_job(job_id: str) -> None:
     job = jobs.get(job_id)
     if job is None:
         return
-    if job.kind == regrading.KIND:
-        for share in regrading.cut(job_id):
-            nudge(run_job, share.id)
-    elif job.kind in RUN:
+    if job.kind in RUN:
         RUN[job.kind](job_id)
     elif imports.run(job_id, feed_rows.take_file_rows) is None:
         # A worker that was stopped: rows it took since may be behind the walk that takes it back.
@@ -169,12 +166,6 @@ def expire_vouchers() -> None:
     expiring.run(clock.now())
 
 
-@shared_task(name="tanhui.grade_everybody")
-def grade_everybody() -> None:
-    """Queue the scheduled grading of this month, unless it was queued on a day before."""
-    nudge(run_job, regrading.queue("clock", month=clock.city_month(clock.now())).id)
-
-
 @shared_task(name="tanhui.sweep_half_done")
 def sweep_half_done() -> None:
     """Finish activities, decisions, redemptions, scans and links that a crash left half-way."""
@@ -189,7 +180,12 @@ def sweep_half_done() -> None:
     disputes.sweep(now - crediting.SWEEP_AFTER)
     feed.sweep(now)
     closing.sweep(now)
-    grade.sweep(now - crediting.SWEEP_AFTER)
+
+
+@shared_task(name="tanhui.validate_readings")
+def validate_readings() -> None:
+    """Validate the days of meters whose wait is over."""
+    validating.sweep(clock.now())
 
 
 @shared_task(name="tanhui.keep_pools")

@@ -9,6 +9,7 @@ from typing import Any
 
 from accounting import accounts, clients, storage, vault
 from accounting.clients import Kind
+from accounting.enterprise import plants
 from accounting.ids import new_id
 from api.config import Config, write_private
 from rewards import catalogue, merchants
@@ -16,6 +17,8 @@ from rewards import catalogue, merchants
 CREDENTIALS = "demo-credentials.json"
 RESIDENTS = 40
 STOCK = 1_000
+# No company: the letters and the check digit are right, the number was never given out.
+PLANT_USCC = "91330802MA00DEM00E"
 
 
 def seed(config: Config) -> None:
@@ -38,7 +41,8 @@ def _secret_of(credentials: dict[str, str]) -> dict[str, str]:
 
 
 def _create() -> dict[str, Any]:
-    partner_id, bank_id, plant_id = new_id("ptn"), new_id("bnk"), new_id("plt")
+    partner_id, bank_id = new_id("ptn"), new_id("bnk")
+    plant_id = _plant()
     merchant = merchants.add(
         {"zh": "共富商城（演示）", "en": "Common Prosperity Mall (demo)"},
         [
@@ -82,6 +86,12 @@ def _client(
 ) -> tuple[clients.Client, dict[str, str]]:
     client, secret = clients.create_client(kind, name, subject_id=subject_id, policy=policy)
     return client, {"client_id": client.client_id, "client_secret": secret}
+
+
+def _plant() -> str:
+    """The demo plant; a seeding that was killed before it wrote the file left it."""
+    there = plants.plant_by_uscc(PLANT_USCC)
+    return (there or plants.add_plant("示范工厂（演示）", PLANT_USCC, "industry")).id
 
 
 def _resident(number: int) -> dict[str, str]:

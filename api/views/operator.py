@@ -9,10 +9,11 @@ from marshmallow import fields, validate
 
 from accounting import audit, clients, clock
 from accounting.clients import Kind
+from accounting.enterprise import plants
 from accounting.errors import NotFound
 from accounting.ids import new_id
 from api.idempotency import idempotent
-from api.numbers import Flag, Schema
+from api.numbers import Schema
 from api.openapi import Blueprint, refuses
 from api.reports import ActivityAnswer, shown
 from api.security import OPERATOR, caller, door
@@ -26,10 +27,14 @@ blueprint = Blueprint("operator", __name__, description="The city operator")
 
 
 class PartnerRequest(Schema):
-    """`behaviours` and `carriers` left out mean none; the id namespace is a prefix."""
+    """`behaviours` and `carriers` left out mean none; the id namespace is a prefix.
 
-    kind = fields.String(required=True, validate=validate.OneOf(["data", "bank"]))
+    A gateway of a plant names the plant it sends readings of.
+    """
+
+    kind = fields.String(required=True, validate=validate.OneOf(["data", "bank", "plant"]))
     name = fields.String(required=True, validate=TEXT)
+    plant_id = fields.String(validate=validate.Length(1, 64))
     behaviours = fields.List(fields.String(), load_default=list, validate=validate.Length(max=500))
     carriers = fields.List(
         fields.String(validate=validate.OneOf(CARRIERS)),
@@ -37,6 +42,11 @@ class PartnerRequest(Schema):
         validate=validate.Length(max=10),
     )
     id_namespace = fields.String(load_default="", validate=validate.Length(max=64))
+
+    @ma.validates_schema(skip_on_field_errors=True)
+    def names_its_plant(self, data: dict[str, Any], **_: Any) -> None:
+        if (data["kind"] == "plant") != ("plant_id" in data):
+            raise ma.ValidationError("Only a gateway of a plant names a plant.", "plant_id")
 
     @ma.validates("behaviours")
     def known(self, value: list[str], **_: Any) -> None:
@@ -51,27 +61,29 @@ class PartnerAnswer(ma.Schema):
     kind = fields.String(required=True)
     client_id = fields.String(required=True)
     client_secret = fields.String(required=True, allow_none=True)
+    plant_id = fields.String(metadata={"description": "Gateways: the plant they act for."})
     key_id = fields.String(metadata={"description": "Banks: the id of their signing key."})
     hmac_key_b64 = fields.String(allow_none=True)
 
 
 class ReverseRequest(Schema):
-    """`fraud: false` is for honest mistakes: then the grade keeps its two gradings of patience."""
-
     reason = fields.String(required=True, validate=validate.Length(1, 500))
-    fraud = Flag(load_default=True)
 
 
 @blueprint.route("/v1/operator/partners")
 class Partners(MethodView):
     @door(OPERATOR, area="partners")
+    @refuses("not_found")
     @blueprint.arguments(PartnerRequest)
     @idempotent(secrets=("client_secret", "hmac_key_b64"))
     @blueprint.response(201, PartnerAnswer)
     def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Add a data partner or a bank; credentials are shown once"""
+        """Add a data partner, a bank or the gateway of a plant; credentials are shown once"""
         kind = Kind(wanted["kind"])
-        partner_id = new_id("bnk" if kind is Kind.BANK else "ptn")
+        if kind is Kind.PLANT:
+            partner_id = plants.get_plant(wanted["plant_id"]).id
+        else:
+            partner_id = new_id("bnk" if kind is Kind.BANK else "ptn")
         policy = {name: wanted[name] for name in ("behaviours", "carriers", "id_namespace")}
         client, secret = clients.create_client(
             kind,
@@ -85,6 +97,8 @@ class Partners(MethodView):
             "client_id": client.client_id,
             "client_secret": secret,
         }
+        if kind is Kind.PLANT:
+            answer["plant_id"] = partner_id
         if kind is Kind.BANK:
             key_id, key = clients.new_hmac_key(client)
             answer |= {"key_id": key_id, "hmac_key_b64": base64.b64encode(key).decode()}
@@ -104,8 +118,6 @@ class ReversedActivity(MethodView):
         activity = activities.by_id(activity_id)
         if activity is None:
             raise NotFound()
-        reversed_ = crediting.reverse(
-            activity, reason=wanted["reason"], by=caller().id, fraud=wanted["fraud"]
-        )
+        reversed_ = crediting.reverse(activity, reason=wanted["reason"], by=caller().id)
         audit.note(caller().id, "activity reversed", activity_id, reason=wanted["reason"])
         return shown(reversed_)

@@ -9,6 +9,9 @@ from typing import Any
 
 from accounting import book, clock, links, proofs
 from accounting.book import Ask, Decision, Head, Line, Wanted
+from accounting.enterprise import readings, validating
+from accounting.enterprise.plants import Kind
+from accounting.enterprise.readings import Reading
 from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
 from api.bookkeeping import RULES
@@ -32,6 +35,14 @@ def deposit(account: str, key: str, amount: int) -> bool:
 
     ask = Ask(account, key, "earn", book.fingerprint(amount), datetime(2026, 5, 1, tzinfo=UTC))
     return book.post(ask, decide).replayed
+
+
+def read_meter(plant: str, meter: str, at: str, value: str) -> list[str]:
+    """Hand over one reading and validate what it touched."""
+    row = Reading(meter, datetime.fromisoformat(at), Decimal(value), Kind.INTERVAL)
+    ends = [end.outcome for end in readings.take(plant, [row])]
+    validating.sweep(clock.now() + 2 * readings.DEBOUNCE)
+    return ends
 
 
 def deposit_for_ever(account: str, acknowledged: str) -> None:
@@ -294,6 +305,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     for one in (
         deposit,
         deposit_for_ever,
+        read_meter,
         move_many,
         report,
         reverse,

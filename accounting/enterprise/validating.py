@@ -1,0 +1,282 @@
+"""Validation of the days that were touched: the queue, its debounce, and what hangs on a day.
+
+A day's validated layer depends on its neighbours, so a touched day takes along the days that looked
+at it. Every write is guarded by what was read (`version` of the raw layer, `passes` of the
+validation); the mark of a touched day goes last, when all that hangs on it is written.
+"""
+
+import logging
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError
+
+from accounting import clock, storage
+from accounting.enterprise import plants, vee
+from accounting.enterprise.meterdays import collection, day_id
+from accounting.enterprise.plants import Kind, Meter
+from accounting.enterprise.slots import EMPTY, SLOT, SLOT_S, SLOTS
+from accounting.enterprise.vee import Change, RawDay, Terms, Validated
+from accounting.errors import AccountBusy
+
+# Due days that are validated in one go, of one meter; and days a sweep takes.
+TOGETHER_DAYS = 120
+SWEEP_MAX = 2_000
+ATTEMPTS_MAX = 8
+PAUSE_S = 0.005
+_DAY = timedelta(days=1)
+
+log = logging.getLogger(__name__)
+
+
+def sweep(now: datetime, limit: int = SWEEP_MAX) -> int:
+    """Validate days whose wait is over, the longest waiting first; returns how many were due."""
+    wanted = {"vee_due_at": {"$lte": now}}
+    found = collection().find(wanted, _WHOSE).sort("vee_due_at", 1).limit(limit)
+    count = 0
+    for meter, together in _by_meter(found):
+        try:
+            _validate(meter, together)
+        except AccountBusy:
+            log.info("%s/%s is being written, it stays due", meter.plant, meter.meter)
+        count += len(together)
+    return count
+
+
+def catch_up(plant_id: str, first: date, last: date, meter: str | None = None) -> int:
+    """Validate at once whatever was sent and could change days in `[first, last]`.
+
+    Raises `AccountBusy` when others keep changing the same days.
+    """
+    first, last = first - vee.BEFORE * _DAY, last + vee.AFTER * _DAY
+    wanted: storage.Doc = {"vee_due_at": {"$type": "date"}}
+    if meter is not None:
+        between = {"$gte": day_id(plant_id, meter, first), "$lte": day_id(plant_id, meter, last)}
+        wanted["_id"] = between
+    else:
+        wanted |= {"plant": plant_id, "day": {"$gte": first.isoformat(), "$lte": last.isoformat()}}
+    count = 0
+    for known, together in _by_meter(collection().find(wanted, _WHOSE)):
+        _validate(known, together)
+        count += len(together)
+    return count
+
+
+def touch(plant_id: str, meter: str) -> None:
+    """Let every day of a meter be validated anew: what is known of the meter itself changed."""
+    now = clock.now()
+    wanted = {"_id": {"$gte": f"{plant_id}/{meter}/", "$lt": f"{plant_id}/{meter}0"}}
+    collection().update_many(wanted, {"$set": {"vee_due_at": now}, "$inc": {"version": 1}})
+
+
+def _by_meter(rows: Iterable[storage.Doc]) -> Iterator[tuple[Meter, list[date]]]:
+    """Due days by meter, so many that one run can hold them."""
+    due: dict[tuple[str, str], list[date]] = defaultdict(list)
+    for row in rows:
+        due[row["plant"], row["meter"]].append(date.fromisoformat(row["day"]))
+    meters: dict[str, dict[str, Meter]] = {}
+    for (plant_id, name), days in due.items():
+        if plant_id not in meters:
+            meters[plant_id] = {one.meter: one for one in plants.meters(plant_id)}
+        for together in _together(sorted(days)):
+            yield meters[plant_id][name], together
+
+
+def _together(days: Sequence[date]) -> Iterable[list[date]]:
+    group: list[date] = []
+    for day in days:
+        if group and (day - group[0]).days >= TOGETHER_DAYS:
+            yield group
+            group = []
+        group.append(day)
+    if group:
+        yield group
+
+
+def _validate(meter: Meter, due: list[date]) -> None:
+    """Raises `AccountBusy` when others keep changing the same days; they stay due."""
+    for attempt in range(ATTEMPTS_MAX):
+        if _try(meter, due):
+            return
+        time.sleep(random.uniform(0, PAUSE_S) * 2 ** min(attempt, 5))
+    raise AccountBusy(retry_after=1)
+
+
+def _try(meter: Meter, due: list[date]) -> bool:
+    reach = vee.BEFORE + vee.AFTER
+    first, last = due[0] - reach * _DAY, due[-1] + reach * _DAY
+    found = _load(meter, first, last)
+    if not found:
+        return True
+    first, last = max(first, min(found)), min(last, max(found))
+    span = [first + number * _DAY for number in range((last - first).days + 1)]
+    targets = _targets({*due}, found)
+    begin = clock.start_of(first)
+    done = vee.validate(
+        terms_of(meter),
+        [raw_day(found.get(day)) for day in span],
+        [(day - first).days for day in targets],
+        weekday=first.isoweekday(),
+        changes=[
+            Change(-(-int((one.at - begin).total_seconds()) // SLOT_S), one.old_last, one.new_first)
+            for one in meter.changes
+            if one.at > begin
+        ],
+    )
+    now = clock.now()
+    own: list[UpdateOne] = []
+    others: list[UpdateOne] = []
+    for day, validated in zip(targets, done, strict=True):
+        change = _change(meter, day, found.get(day), validated, now, day in due)
+        if change is not None:
+            (own if day in due else others).append(change)
+    return _write(others) and _write(own)
+
+
+def _load(meter: Meter, first: date, last: date) -> dict[date, storage.Doc]:
+    between = {
+        "$gte": day_id(meter.plant, meter.meter, first),
+        "$lte": day_id(meter.plant, meter.meter, last),
+    }
+    return {
+        date.fromisoformat(row["day"]): row
+        for row in collection().find({"_id": between}, {"writers": 0})
+    }
+
+
+def _targets(due: set[date], found: dict[date, storage.Doc]) -> list[date]:
+    """The due days, and those whose layer looked at one of them."""
+    known_first, known_last = min(found), max(found)
+    wanted = set(due)
+    for one in due:
+        for offset in range(-vee.AFTER, vee.BEFORE + 1):
+            day = one + offset * _DAY
+            if not known_first <= day <= known_last or day in wanted:
+                continue
+            there = found.get(day)
+            if there is None:
+                # A hole between days: a gap that may have found its other end.
+                near = abs(offset) <= vee.AFTER
+            elif 0 < offset <= vee.HISTORY_DAYS or abs(offset) == 1:
+                near = True
+            else:
+                near = bool({"E", "M"} & {*there.get("quality", "M")})
+            if near:
+                wanted.add(day)
+    return sorted(wanted)
+
+
+def _change(
+    meter: Meter,
+    day: date,
+    held: storage.Doc | None,
+    made: Validated,
+    now: datetime,
+    due: bool,
+) -> UpdateOne | None:
+    identity = day_id(meter.plant, meter.meter, day)
+    layer = layer_of(made)
+    if held is None:
+        if made.values == EMPTY:
+            return None
+        whose = {"plant": meter.plant, "meter": meter.meter, "day": day.isoformat()}
+        fields = {**whose, **layer, "version": 0, "passes": 1, "validation": 1}
+        fields["inventory_due_at"] = now
+        return UpdateOne({"_id": identity, "version": -1}, {"$set": fields}, upsert=True)
+    guard = {"_id": identity, "version": held["version"], "passes": held.get("passes")}
+    fields = {}
+    if any(held.get(name) != value for name, value in layer.items()):
+        fields = layer | {"validation": held.get("validation", 0) + 1}
+        if any(held.get(name) != layer[name] for name in ("values", "quality")):
+            fields["inventory_due_at"] = now
+    change: dict[str, Any] = {"$set": fields | {"passes": (held.get("passes") or 0) + 1}}
+    if due:
+        change["$unset"] = {"vee_due_at": ""}
+    return UpdateOne(guard, change)
+
+
+def layer_of(made: Validated) -> storage.Doc:
+    """The validated layer as it is stored."""
+    return {
+        "shown": list(made.shown),
+        "values": list(made.values),
+        "quality": made.quality,
+        "rules": {str(slot): rule for slot, rule in made.rules.items()},
+        "flags": list(made.flags),
+        "total": made.total,
+    }
+
+
+def _write(changes: list[UpdateOne]) -> bool:
+    """False if one of the days is not what was read any more."""
+    if not changes:
+        return True
+    try:
+        result = collection().bulk_write(changes, ordered=False)
+    except BulkWriteError as error:
+        if any(one["code"] != 11_000 for one in error.details["writeErrors"]):
+            raise
+        return False
+    return int(result.matched_count) + int(result.upserted_count) == len(changes)
+
+
+def raw_day(row: storage.Doc | None) -> RawDay:
+    """The raw layer of a stored day."""
+    if row is None:
+        return vee.NOTHING
+    return RawDay(
+        values=tuple(row.get("raw") or EMPTY),
+        reads=tuple(row.get("reads") or EMPTY),
+        off_values=_nearest(row.get("off_raw") or {}),
+        off_reads=_nearest(row.get("off_reads") or {}),
+        edits={
+            int(slot): (edit["value"], edit["above"])
+            for slot, edit in (row.get("edits") or {}).items()
+        },
+    )
+
+
+def _nearest(off: dict[str, int]) -> dict[int, int]:
+    """Readings off their slot by slot: of several the nearest, of two as near the earlier."""
+    best: dict[int, tuple[int, int, int]] = {}
+    for key, value in off.items():
+        # Stored as the second of the day plus one; a slot's end half belongs to the next.
+        second = int(key) - 1
+        slot, rest = divmod(second, SLOT_S)
+        if rest > SLOT_S // 2:
+            slot, rest = slot + 1, SLOT_S - rest
+        slot %= SLOTS
+        candidate = (rest, second, value)
+        if slot not in best or candidate < best[slot]:
+            best[slot] = candidate
+    return {slot: value for slot, (_, _, value) in best.items()}
+
+
+def terms_of(meter: Meter) -> Terms:
+    """What VEE has to know of a meter."""
+    ceiling = None
+    if meter.rated_kw is not None and meter.carrier == "electricity":
+        # kW over a quarter of an hour, in Wh.
+        ceiling = int(meter.rated_kw * 1_000 / Decimal(4))
+    slots: dict[int, set[int]] = defaultdict(set)
+    for shift in meter.shifts:
+        for weekday in shift.weekdays:
+            slots[weekday].update(range(-(-shift.start_minute // 15), shift.end_minute // 15))
+    return Terms(
+        register=meter.kind is Kind.REGISTER,
+        unit=max(1, int(meter.scale)),
+        modulus=int(Fraction(meter.modulus) * meter.scale),
+        ceiling=ceiling,
+        interval_slots=meter.interval_minutes * 60 // int(SLOT.total_seconds()),
+        shifts={weekday: frozenset(those) for weekday, those in slots.items()},
+    )
+
+
+_WHOSE = {"plant": 1, "meter": 1, "day": 1}
