@@ -260,6 +260,18 @@ def ids_after(resident_id: str, limit: int) -> list[str]:
     return [row["_id"] for row in found.limit(limit)]
 
 
+def every_nth_id(step: int) -> list[str]:
+    """Ids that cut all residents into ranges of `step`: the last one of each range but the last."""
+    found: list[str] = []
+    while True:
+        wanted = {"_id": {"$gt": found[-1] if found else ""}}
+        at = _collection().find(wanted, {"_id": 1}).sort("_id", 1).skip(step - 1).limit(2)
+        ids = [row["_id"] for row in at]
+        if len(ids) < 2:
+            return found
+        found.append(ids[0])
+
+
 def sample(seed: int, size: int) -> list[str]:
     """Up to `size` open accounts, each as likely as any other; the same seed gives the same ones.
 

@@ -4,7 +4,7 @@ A job is queued, then run by one worker at a time under a lease it renews; a wor
 the lease run out and the sweep hands the job to another, which goes on where the counts stand.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -184,6 +184,11 @@ def queue(
 def get(job_id: str) -> Job | None:
     found = _jobs().find_one({"_id": job_id})
     return _job(found) if found else None
+
+
+def many(job_ids: Sequence[str]) -> list[Job]:
+    """Those of some jobs that there are."""
+    return [_job(found) for found in _jobs().find({"_id": {"$in": list(job_ids)}})]
 
 
 def unfinished(kind: str, owner: str) -> Job | None:

@@ -33,6 +33,11 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "task": "tanhui.keep_pools",
         "schedule": 15.0,
     },
+    # Asked every night and done once a month: a city that was down on the first is not left out.
+    "grade everybody, once a month": {
+        "task": "tanhui.grade_everybody",
+        "schedule": crontab(hour=2, minute=30),
+    },
     "add up what funders owe in all wallets": {
         "task": "tanhui.add_up_liability",
         "schedule": crontab(hour=1, minute=30),

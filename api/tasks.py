@@ -17,7 +17,7 @@ from accounting.enterprise import validating
 from api import feed_rows, schedule
 from api.bookkeeping import RULES
 from api.config import Config
-from footprint import preview, upkeep
+from footprint import grade, preview, regrading, upkeep
 from integrations import closing, delivery, exports, firebase, imports, reversals
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
@@ -49,6 +49,7 @@ RUN: dict[str, Callable[[str], Any]] = {
     passing.KIND: passing.run,
     liability.KIND: liability.run,
     restating.KIND: restating.run,
+    regrading.RANGE_KIND: regrading.run_range,
     upkeep.KIND: upkeep.run,
     proofs.KIND: partial(proofs.run, rules=RULES),
     reversals.KIND: reversals.run,
@@ -121,7 +122,10 @@ def run_job(job_id: str) -> None:
     job = jobs.get(job_id)
     if job is None:
         return
-    if job.kind in RUN:
+    if job.kind == regrading.KIND:
+        for share in regrading.cut(job_id):
+            nudge(run_job, share.id)
+    elif job.kind in RUN:
         RUN[job.kind](job_id)
     elif imports.run(job_id, feed_rows.take_file_rows) is None:
         # A worker that was stopped: rows it took since may be behind the walk that takes it back.
@@ -166,6 +170,12 @@ def expire_vouchers() -> None:
     expiring.run(clock.now())
 
 
+@shared_task(name="tanhui.grade_everybody")
+def grade_everybody() -> None:
+    """Queue the scheduled grading of this month, unless it was queued on a day before."""
+    nudge(run_job, regrading.queue("clock", month=clock.city_month(clock.now())).id)
+
+
 @shared_task(name="tanhui.sweep_half_done")
 def sweep_half_done() -> None:
     """Finish activities, decisions, redemptions, scans and links that a crash left half-way."""
@@ -180,6 +190,7 @@ def sweep_half_done() -> None:
     disputes.sweep(now - crediting.SWEEP_AFTER)
     feed.sweep(now)
     closing.sweep(now)
+    grade.sweep(now - crediting.SWEEP_AFTER)
 
 
 @shared_task(name="tanhui.validate_readings")

@@ -87,6 +87,18 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """One behaviour and evidence class of a whole month: milligrams and how many activities."""
+
+    month: str
+    behaviour: str
+    evidence: str
+    bank_grade: bool
+    mg: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """The cells of a range, oldest day first."""
 
@@ -264,16 +276,19 @@ def _write(replacements: Iterable["ReplaceOne[storage.Doc]"]) -> list[int]:
 
 
 def _move(places: Mapping[str, tuple[int, int]]) -> None:
-    """Move cursors on from where they were read; one that has been moved meanwhile is left.
+    """Move cursors on; one that somebody else has moved meanwhile goes no further back.
 
     A cursor that is gone was dropped together with its months, and the next to look begins anew.
     """
     if not places:
         return
-    writes = [
-        UpdateOne({"_id": account, "seq": before}, {"$set": {"seq": last}})
-        if before
-        else InsertOne({"_id": account, "seq": last})
+    writes: list[InsertOne[storage.Doc] | UpdateOne] = [
+        InsertOne({"_id": account, "seq": last})
+        for account, (before, last) in places.items()
+        if not before
+    ]
+    writes += [
+        UpdateOne({"_id": account, "seq": {"$gte": before}}, {"$max": {"seq": last}})
         for account, (before, last) in places.items()
     ]
     try:
@@ -348,6 +363,23 @@ def _of_day(account: str, day: date, start: datetime, end: datetime) -> list[Cel
                 for place, amount in enumerate((change.mg, change.points, change.activities)):
                     row[place] += amount
     return [Cell(day.isoformat(), *key, *row) for key, row in sums.items() if any(row)]
+
+
+def month_rows(account: str, first_month: str, last_month: str) -> tuple[int, list[Row]]:
+    """The exact rows of some months, oldest first, and the last entry that did anything to them."""
+    catch_up(account)
+    months = {"$gte": first_month, "$lte": last_month}
+    found = _months().find({"account": account, "month": months}, _ROWS).sort("month", 1)
+    rows, seq = [], 0
+    for document in found:
+        seq = max(seq, document["seq"])
+        rows += [Row(month=document["month"], **row) for row in document["behaviours"]]
+    return seq, rows
+
+
+_ROWS = {"_id": 0, "month": 1, "seq": 1} | {
+    f"behaviours.{name}": 1 for name in ("behaviour", "evidence", "bank_grade", "mg", "count")
+}
 
 
 def months_of(accounts: Sequence[str]) -> dict[str, list[Month] | None]:

@@ -18,7 +18,7 @@ from accounting import book, claims, clock, sweeping
 from accounting.book import Ask, Decision, Entry, Head, Wanted
 from accounting.claims import Wish
 from accounting.errors import AccountBusy, DomainError
-from footprint import bill_intake, bills, intake, reviews
+from footprint import bill_intake, bills, grade, intake, reviews
 from footprint.activities import SETTLED
 from footprint.bill_intake import Received, Sent
 from footprint.billing_rules import NEEDS_HISTORY, VACANCY, VACANT, BillReport, Judgement
@@ -303,6 +303,7 @@ def _post_reversal(bill: Bill, resident: str, earlier: Entry, ending: Bill) -> N
         _ask(bill, resident, "reverse", f"{bills.entry_key(bill, resident)}:reverse"),
         lambda head, now: _decide_reversal(bill, earlier, head, now, ending),
     )
+    grade.taken_back(resident)
 
 
 def _ask(bill: Bill, resident: str, kind: str, key: str) -> Ask:

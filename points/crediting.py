@@ -15,7 +15,7 @@ from typing import Any
 from accounting import book, claims, clock, sweeping
 from accounting.book import Ask, Decision, Entry, Head, Wanted
 from accounting.errors import DomainError
-from footprint import activities, intake, methodology, photos
+from footprint import activities, grade, intake, methodology, photos
 from footprint.activities import SETTLED, Activity, Outcome
 from footprint.held import SAME_TRIP
 from footprint.replay import Change
@@ -178,10 +178,11 @@ def sweep(now: datetime) -> int:
     return sweeping.each("activity", waiting, resume)
 
 
-def reverse(activity: Activity, *, reason: str, by: str) -> Activity:
+def reverse(activity: Activity, *, reason: str, by: str, fraud: bool = False) -> Activity:
     """Take an activity back by a new entry that names the old one; the points it earned go too.
 
-    Raises `NothingToReverse` for one that earned nothing. Repeating it changes nothing.
+    The resident is graded again; a `fraud` lets the grade fall at once. Raises `NothingToReverse`
+    for one that earned nothing. Repeating it changes nothing.
     """
     earlier = activities.entry(activity)
     if earlier is None or earlier.refs["counted"] == 0:
@@ -196,13 +197,14 @@ def reverse(activity: Activity, *, reason: str, by: str) -> Activity:
             occurred_at=activity.start,
             cap_day=clock.city_day(activity.start),
         ),
-        lambda head, now: _decide_reversal(activity, earlier, head, now, reason, by),
+        lambda head, now: _decide_reversal(activity, earlier, head, now, reason, by, fraud),
     ).entry
     return _reversed(activity, entry)
 
 
 def _reversed(activity: Activity, entry: Entry) -> Activity:
     claims.release(activity.id)
+    grade.taken_back(activity.resident, fraud=entry.refs.get("fraud", False))
     stays = entry.refs["waived"]
     return activities.settle(
         activity, Outcome("reversed", ("reversed",), points=stays, seq=entry.seq)
@@ -293,7 +295,13 @@ def _appeal_refs(overruling: Overruling) -> dict[str, Any]:
 
 
 def _decide_reversal(
-    activity: Activity, earlier: Entry, head: Head, now: datetime, reason: str, by: str
+    activity: Activity,
+    earlier: Entry,
+    head: Head,
+    now: datetime,
+    reason: str,
+    by: str,
+    fraud: bool,
 ) -> Decision:
     if not intake.still_stands(earlier, head):
         # Better evidence took its place: what it earned is gone, and not to be taken twice.
@@ -328,6 +336,7 @@ def _decide_reversal(
             "reverses": earlier.seq,
             "reason": reason,
             "by": by,
+            **({"fraud": True} if fraud else {}),
         },
     )
 

@@ -19,7 +19,7 @@ from accounting import approvals, audit, book, clock, jobs, storage, walks
 from accounting.book import Ask, Decision, Entry, Head
 from accounting.errors import NotFound, ValidationFailed
 from accounting.jobs import Job
-from footprint import intake, methodology, versions
+from footprint import grade, intake, methodology, versions
 from footprint.methodology import Methodology
 from footprint.months import posted
 from footprint.replay import Change, Posted, Worth, differences
@@ -183,7 +183,11 @@ def restate(resident: str, order: Restatement) -> Entry | None:
     key = f"restate:{order.id}:{resident}:{order.month}"
     plan = _plan(book.head(resident), order)
     if not plan.changes:
-        return book.by_key(resident, key)
+        earlier = book.by_key(resident, key)
+        if earlier is not None:
+            # A crash may have come between the entry and the grading.
+            grade.taken_back(resident)
+        return earlier
     entry = book.post(
         Ask(
             account=resident,
@@ -197,6 +201,7 @@ def restate(resident: str, order: Restatement) -> Entry | None:
     ).entry
     after_mg = entry.after.get("lifetime_mg", 0)
     milestones.record(resident, after_mg - entry.refs["mg"], after_mg)
+    grade.taken_back(resident)
     return entry
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from accounting import clock, storage, sweeping
+from accounting import accounts, clock, outbox, storage, sweeping
 from rewards import redemptions, stock, vouchers
 from rewards.offers import LAPSE, RETURN
 from rewards.till import OFFLINE_MAX_AGE
@@ -91,7 +91,27 @@ def _carry(voucher_id: str, wanted: dict[str, Any]) -> None:
         stock.begin_return(voucher.reward_id, voucher.id, 1)
         _set_status(voucher.id, EXPIRING, RETURNING)
     stock.give_back(voucher.reward_id, voucher.id, 1, redemption.month)
+    _tell(voucher)
     _set_status(voucher.id, RETURNING, RETURNED)
+
+
+def _tell(voucher: Voucher) -> None:
+    """Leave a notification, once a voucher; nothing for an account that has closed."""
+    if accounts.get(voucher.resident) is None:
+        return
+    points = sum(count for _, count in voucher.points)
+    outbox.leave(
+        voucher.resident,
+        f"came_back/{voucher.id}",
+        type="points_returned",
+        category=outbox.SERVICE,
+        title={"zh": "积分已退回", "en": "Points came back"},
+        body={
+            "zh": f"“{voucher.title['zh']}”未使用已过期，{points} 积分已退回。",
+            "en": f"“{voucher.title['en']}” ran out unused; its {points} points are back.",
+        },
+        deep_link=f"tanhui://redemptions/{voucher.redemption_id}",
+    )
 
 
 def _lease(voucher_id: str, wanted: dict[str, Any]) -> Voucher | None:

@@ -17,7 +17,8 @@ from faults.crew import KILLED, Crew, job
 from pymongo.errors import DuplicateKeyError
 
 from accounting import accounts, book, claims, clock, consents, jobs, links, outbox, storage
-from accounting.book import Ask, Decision, Head, Line
+from accounting.book import Ask, Decision, Head, Line, posting
+from accounting.book.entries import digest, next_entry
 from accounting.errors import AccountBusy, DomainError, KeyReused
 from api.config import Config
 from footprint import activities, grade, parked, summaries
@@ -312,12 +313,12 @@ def swap() -> None:
 def forge_with_a_new_hash() -> None:
     """An attacker who knows the scheme recomputes the hash of what he edited."""
     edit("k2", {"fingerprint": "0" * 64})
-    edit("k2", {"hash": book._digest(raw().find_one({"_id": f"{ANNA}/k2"}))})
+    edit("k2", {"hash": digest(raw().find_one({"_id": f"{ANNA}/k2"}))})
 
 
 def forge_the_last(change: dict[str, Any]) -> None:
     edit("k3", change)
-    edit("k3", {"hash": book._digest(raw().find_one({"_id": f"{ANNA}/k3"}))})
+    edit("k3", {"hash": digest(raw().find_one({"_id": f"{ANNA}/k3"}))})
 
 
 @pytest.mark.parametrize(
@@ -376,7 +377,7 @@ def _chain(account: str, length: int) -> Iterator[dict[str, Any]]:
     """Entries without lines, made without asking the store for each head."""
     before = Head(account)
     for number in range(length):
-        entry, document = book._next(
+        entry, document = next_entry(
             ask(f"k{number}", account=account), before, Decision((), {}), THEN
         )
         yield document
@@ -625,7 +626,7 @@ def test_a_scan_would_have_been_seen(profiled: Callable[[], list[dict[str, Any]]
 def test_a_clock_behind_the_book_by_more_than_a_second_is_an_alarm(
     monkeypatch: pytest.MonkeyPatch, behind_ms: int, alarms: int
 ) -> None:
-    monkeypatch.setattr(book, "_skew_told_s", -book.SKEW_TOLD_EVERY_S)
+    monkeypatch.setattr(posting, "_skew_told_s", -book.SKEW_TOLD_EVERY_S)
     with clock.stand(THEN):
         first = add("a").entry
     with clock.stand(THEN - timedelta(milliseconds=behind_ms)):

@@ -168,6 +168,22 @@ def test_what_was_cancelled_or_came_back_unused_does_not_count(merchant: Merchan
         assert [end(reward, 2), end(reward)] == ["ok", "limit_reached 2"]
 
 
+def test_whose_points_came_back_is_told_once_and_a_closed_account_nothing(
+    merchant: Merchant,
+) -> None:
+    stays, leaves = accounts.by_phone("+8613700000014"), accounts.by_phone("+8613700000015")
+    reward = offer(merchant, unused=RETURN)
+    for who in (stays, leaves):
+        give(100, who)
+        redeem(reward, who=who)
+    accounts.close(leaves)
+    with clock.stand(city("2026-06-27 00:00")):
+        assert expiring.run(clock.now()) == 2
+    [told] = storage.database()["notifications"].find()
+    assert (told["resident"], told["type"]) == (stays, "points_returned")
+    assert told["body"]["en"] == "“Pomelo” ran out unused; its 100 points are back."
+
+
 def test_a_limit_set_later_counts_what_was_had_before(merchant: Merchant) -> None:
     give(1_000)
     reward = offer(merchant)

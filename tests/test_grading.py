@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accounting import book, clock, grading, storage
+from accounting import book, clock, grading, outbox, storage
 from accounting.grading import UNRATED, Policy, stand
-from footprint import grade
+from footprint import grade, grade_changes
 from footprint.activities import Activity
 from footprint.rules import Report
 from points import crediting
@@ -342,3 +342,109 @@ def test_a_resident_without_anything_is_unrated() -> None:
 def test_the_names_of_the_grades_are_in_the_order_of_their_rank() -> None:
     assert [POLICY.rank(name) for name in (UNRATED, "light", "mid", "deep")] == [-1, 0, 1, 2]
     assert grading.UNRATED == "unrated"
+
+
+# What follows when a grade moves.
+
+
+def told_of(resident: str = ANNA) -> list[tuple[int, str, str]]:
+    return [(one.number, one.before, one.after) for one in changes_of(resident)]
+
+
+def changes_of(resident: str = ANNA) -> list[grade_changes.Change]:
+    return grade_changes.waiting(99, resident=resident)
+
+
+def untold() -> int:
+    return storage.database()["grades"].count_documents({"untold": True})
+
+
+@from_the_book
+def test_a_grade_that_moves_leaves_one_row_for_the_feeds_and_one_notification() -> None:
+    a_year()
+    grade.grade_now(ANNA)
+    assert grade_changes.waiting(9) == changes_of()
+    assert told_of() == [(1, UNRATED, "mid")]
+    tell("bus_km", 50, "2026-05-05 10:00")
+    # More kilograms, the same grade: a snapshot, and nothing to tell.
+    assert grade.grade_now(ANNA).number == 2
+    assert told_of() == [(1, UNRATED, "mid")]
+    grade_changes.taken(changes_of())
+    assert grade_changes.waiting(9) == []
+    [notice] = outbox.inbox(ANNA, before=None, limit=9)[:1]
+    assert (notice.type, notice.title["en"]) == ("grade", "Your grade: Mid green")
+
+
+@from_the_book
+def test_a_crash_before_a_change_is_told_leaves_it_to_the_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a_year()
+
+    def crash(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(grade_changes, "leave", crash)
+        with pytest.raises(KeyboardInterrupt):
+            grade.grade_now(ANNA)
+    assert (told_of(), untold()) == ([], 1)
+    # Nobody else's grading in between, and no sweep that comes too early, tells it.
+    assert grade.sweep(clock.now() - timedelta(minutes=1)) == 0
+    assert grade.sweep(clock.now() + timedelta(minutes=1)) == 1
+    assert (told_of(), untold()) == ([(1, UNRATED, "mid")], 0)
+    assert grade.sweep(clock.now() + timedelta(minutes=1)) == 0
+
+
+@from_the_book
+def test_a_fraud_taken_back_lets_the_grade_fall_at_once_and_a_mistake_does_not() -> None:
+    told = a_year()
+    assert grade.grade_now(ANNA).standing.grade == "mid"
+    for activity in told[:3]:
+        crediting.reverse(activity, reason="counted twice", by="operator")
+    # 17.132 kg are left (see above), and the grade is held.
+    assert grade.newest(["res_bo", ANNA]) == {ANNA: "mid"}
+    crediting.reverse(told[3], reason="no such charger", by="operator", fraud=True)
+    # 5 x 4 + 5.38 = 25.38; 40 % are 10.152; 10.152 + 5.38 = 15.532 kg.
+    [last] = grade.history(ANNA, before=None, limit=1)
+    assert (last.standing.grade, last.standing.counted_mg) == ("light", 15_532_000)
+    assert last.inputs.released
+    assert told_of() == [(1, UNRATED, "mid"), (last.number, "mid", "light")]
+    # The same reversal again, as after a lost answer, grades nothing again.
+    crediting.reverse(told[3], reason="no such charger", by="operator", fraud=True)
+    assert grade.newest_of(ANNA) == last
+
+
+@from_the_book
+def test_who_was_never_graded_is_not_graded_by_a_reversal() -> None:
+    told = a_year()
+    crediting.reverse(told[0], reason="x", by="operator", fraud=True)
+    assert grade.newest_of(ANNA) is None
+
+
+@from_the_book
+def test_only_the_first_scheduled_grading_of_a_month_counts_towards_a_fall() -> None:
+    a_year()
+    assert grade.grade_now(ANNA).standing.grade == "mid"
+    # From May 2027 the window begins in May 2026: 5.38 kg by bus, one active month, unrated.
+    for month in ("2027-05", "2027-06"):
+        with clock.stand(city(f"{month}-01 02:30")):
+            first = grade.grade_now(ANNA, scheduled=month)
+            again = grade.grade_now(ANNA, scheduled=month)
+            assert grade.grade_now(ANNA) == again == first
+            assert (first.inputs.scheduled, first.inputs.counts) == (month, True)
+        expected = ("mid", 1) if month == "2027-05" else (UNRATED, 0)
+        assert (first.standing.grade, first.standing.below) == expected
+    assert told_of() == [(1, UNRATED, "mid"), (3, "mid", UNRATED)]
+
+
+@from_the_book
+def test_a_snapshot_is_made_again_from_what_it_keeps() -> None:
+    told = a_year()
+    grade.grade_now(ANNA)
+    crediting.reverse(told[0], reason="x", by="operator", fraud=True)
+    with clock.stand(city("2027-05-01 02:30")):
+        grade.grade_now(ANNA, scheduled="2027-05")
+    kept = grade.history(ANNA, before=None, limit=9)
+    assert len(kept) == 3
+    assert all(one.inputs.stand() == one.standing for one in kept)

@@ -56,6 +56,7 @@ OF_OURS = {
     "sessions": "keys",
     "claims": "who was first to report an invoice, by keyed hash; shown with the activity",
     "summary_months": "sums of the entries",
+    "grade_changes": "that a grading moved the grade, for the feeds",
     "summary_cursors": "how far those sums are",
     "jobs": "the export itself",
     "exports": "the export itself",
@@ -66,7 +67,7 @@ OF_OURS = {
 ANONYMOUS = {
     *("activities", "bills", "entries", "milestones", "redemptions", "vouchers", "grades"),
     *("consents", "bank_access", "claims", "summary_months", "summary_cursors", "reviews", "jobs"),
-    *("residents", "audit"),
+    *("residents", "audit", "grade_changes"),
 }
 """What still names the opaque id when the account is closed."""
 

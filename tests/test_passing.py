@@ -160,8 +160,8 @@ def test_the_clock_strikes_at_night() -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        Death("accounting.book:_insert", "before"),
-        Death("accounting.book:_insert", "after"),
+        Death("accounting.book.posting:_insert", "before"),
+        Death("accounting.book.posting:_insert", "after"),
         Death("accounting.walks:_move", "before"),
         Death("accounting.walks:_move", "after"),
         Death("accounting.jobs:finish", "before"),

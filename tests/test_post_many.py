@@ -10,6 +10,7 @@ from faults.crew import KILLED, Crew, Death, job
 
 from accounting import book, clock, storage
 from accounting.book import Ask, Decide, Decision, Entry, Head, Line, Posted, Result, Wanted
+from accounting.book.entries import collection
 from accounting.errors import DomainError, KeyReused
 from api.config import Config
 
@@ -252,10 +253,10 @@ def test_nothing_is_busy_on_distinct_accounts(crew: Crew) -> None:
 @pytest.mark.parametrize(
     "death",
     [
-        Death("accounting.book:heads", "after"),
-        Death("accounting.book:_insert", "before"),
-        Death("accounting.book:_insert", "after"),
-        Death("accounting.book:_insert", "after", 2),
+        Death("accounting.book.posting:heads", "after"),
+        Death("accounting.book.posting:_insert", "before"),
+        Death("accounting.book.posting:_insert", "after"),
+        Death("accounting.book.posting:_insert", "after", 2),
     ],
     ids=str,
 )
@@ -280,7 +281,7 @@ def test_heads_of_many_accounts_are_skipped_to_and_not_sorted() -> None:
     names = [f"res_{n}" for n in range(50)]
     explained = storage.database().command(
         "explain",
-        {"aggregate": "entries", "pipeline": book.heads_pipeline(names), "cursor": {}},
+        {"aggregate": "entries", "pipeline": book.heads_pipeline({"$in": names}), "cursor": {}},
         verbosity="executionStats",
     )
     assert "'DISTINCT_SCAN'" in repr(explained)
@@ -338,8 +339,8 @@ def test_the_book_has_no_way_to_change_or_remove_an_entry() -> None:
 
     changing = [name for name in dir(Collection) if name.startswith(CHANGING)]
     assert {"update_one", "delete_many", "replace_one", "find_one_and_delete"} <= set(changing)
-    collection = book._collection()
-    assert [name for name in changing if hasattr(collection, name)] == []
+    entries = collection()
+    assert [name for name in changing if hasattr(entries, name)] == []
 
 
 @pytest.mark.parametrize(

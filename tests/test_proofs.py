@@ -17,6 +17,7 @@ from flask import Flask
 from lives import at, did, spent
 
 from accounting import book, clock, jobs, merkle, proofs, storage, verifying, walks
+from accounting.book.entries import digest
 from accounting.clients import Kind
 from accounting.proofs import BookNotProven, Proof
 from accounting.verifying import Broken
@@ -84,7 +85,7 @@ def rehashed(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     before = ""
     for document in documents:
         document["prev_hash"] = before
-        document["hash"] = before = book._digest(document)
+        document["hash"] = before = digest(document)
     return documents
 
 

@@ -19,6 +19,7 @@ from wallet_model import Earning, Model
 
 from accounting import book, clock
 from accounting.book import Ask, Decision, Head, Line, State
+from accounting.book.entries import balances_after
 from accounting.errors import DomainError, ValidationFailed
 from points import holds, passing, statements
 from points.holds import HoldOver
@@ -82,7 +83,7 @@ class PureAccount:
                 self._keep(wallet)
 
     def _keep(self, wallet: Wallet) -> None:
-        balances: dict[str, int] = book._balances(self.after, wallet.lines)
+        balances: dict[str, int] = balances_after(self.after, wallet.lines)
         self.after = {"balances": balances, "wallet": wallet.dump()}
         self.lines += wallet.lines
         self.seq += 1

@@ -13,7 +13,7 @@ from accounting.enterprise import plants
 from accounting.errors import NotFound
 from accounting.ids import new_id
 from api.idempotency import idempotent
-from api.numbers import Schema
+from api.numbers import Flag, Schema
 from api.openapi import Blueprint, refuses
 from api.reports import ActivityAnswer, shown
 from api.security import OPERATOR, caller, door
@@ -67,7 +67,10 @@ class PartnerAnswer(ma.Schema):
 
 
 class ReverseRequest(Schema):
+    """`fraud: false` is for honest mistakes: then the grade keeps its two gradings of patience."""
+
     reason = fields.String(required=True, validate=validate.Length(1, 500))
+    fraud = Flag(load_default=True)
 
 
 @blueprint.route("/v1/operator/partners")
@@ -118,6 +121,8 @@ class ReversedActivity(MethodView):
         activity = activities.by_id(activity_id)
         if activity is None:
             raise NotFound()
-        reversed_ = crediting.reverse(activity, reason=wanted["reason"], by=caller().id)
+        reversed_ = crediting.reverse(
+            activity, reason=wanted["reason"], by=caller().id, fraud=wanted["fraud"]
+        )
         audit.note(caller().id, "activity reversed", activity_id, reason=wanted["reason"])
         return shown(reversed_)

@@ -22,7 +22,7 @@ from api.views.methodology import (
     one_is_enough,
     queue_preview,
 )
-from footprint import preview, upkeep, versions
+from footprint import preview, regrading, upkeep, versions
 from points import liability, passing, restating
 from rewards import settlement
 
@@ -32,6 +32,7 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     preview.KIND: (frozenset({"draft"}), frozenset({"month"})),
     upkeep.KIND: (frozenset(), frozenset({"rebuild"})),
     proofs.KIND: (frozenset(), frozenset()),
+    regrading.KIND: (frozenset(), frozenset()),
     passing.KIND: (frozenset(), frozenset()),
     liability.KIND: (frozenset(), frozenset()),
     settlement.KIND: (frozenset(), frozenset({"from", "to"})),
@@ -195,6 +196,14 @@ def _settle(wanted: dict[str, Any]) -> tuple[str, bool]:
     return job.id, False
 
 
+def _regrade(_: dict[str, Any]) -> tuple[str, bool]:
+    """Not the scheduled grading of the month: it counts towards no fall."""
+    job = regrading.queue(caller().id)
+    audit.note(caller().id, "grading of everybody asked for", job.id)
+    tasks.nudge(tasks.run_job, job.id)
+    return job.id, False
+
+
 def _liability(_: dict[str, Any]) -> tuple[str, bool]:
     job = liability.queue(caller().id)
     audit.note(caller().id, "liability asked for", job.id)
@@ -207,6 +216,7 @@ START = {
     preview.KIND: _preview,
     upkeep.KIND: _projections,
     proofs.KIND: _proof,
+    regrading.KIND: _regrade,
     passing.KIND: _let_time_pass,
     liability.KIND: _liability,
     settlement.KIND: _settle,

@@ -7,14 +7,16 @@ when it refuses.
 """
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
+
+from accounting import toml_tables
+from accounting.toml_tables import VERSION, Table
 
 DIMENSIONS = ("green_travel", "green_payment", "green_life")
 FORMULAS = (
@@ -31,14 +33,8 @@ EVIDENCE_CLASSES = ("A", "B", "C", "D")
 TRIP_FORMULA = "distance"
 CLAIM_SCOPES = ("resident", "day", "month", "billing_month")
 BEHAVIOURS_MAX = 500
-# Far above anything meant, and small enough that no product of two leaves 64 bits or a calendar.
-NUMBER_MAX = 10**9
 DAYS_MAX = 36_500
-YEARS = (2000, 2199)
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-T = TypeVar("T")
 
 _HERE = Path(__file__).parent
 
@@ -168,114 +164,24 @@ class Methodology:
         return on > self.review_by + self.grace
 
 
-class _Table:
-    """One table of the file; every read names the field it failed on, and `close` finds strays."""
-
-    def __init__(self, place: str, table: Any) -> None:
-        if not isinstance(table, dict):
-            raise MethodologyError(f"{place}: must be a table")
-        self.place = place
-        self.rest = dict(table)
-
-    def wrong(self, field: str, why: str) -> MethodologyError:
-        return MethodologyError(f"{self.place}: {field}: {why}")
-
-    def take(self, field: str, kind: type[T], default: T | None = None) -> T:
-        value = self.rest.pop(field, default)
-        if value is None:
-            raise self.wrong(field, "is missing")
-        # A bool is an int and a datetime is a date, and neither is meant.
-        if not isinstance(value, kind) or (kind in (int, date) and type(value) is not kind):
-            raise self.wrong(field, f"must be {kind.__name__}, not {value!r}")
-        return value
-
-    def matching(self, field: str, pattern: re.Pattern[str]) -> str:
-        value = self.take(field, str)
-        if not pattern.fullmatch(value):
-            raise self.wrong(field, f"must match {pattern.pattern}, not {value!r}")
-        return value
-
-    def day(self, field: str) -> date:
-        value = self.take(field, date)
-        if not YEARS[0] <= value.year <= YEARS[1]:
-            raise self.wrong(field, f"must lie in the years {YEARS[0]} to {YEARS[1]}")
-        return value
-
-    def natural(self, field: str, most: int = NUMBER_MAX) -> int:
-        value = self.take(field, int)
-        if value < 0:
-            raise self.wrong(field, "must not be negative")
-        if value > most:
-            raise self.wrong(field, f"must not exceed {most}")
-        return value
-
-    def maybe_natural(self, field: str) -> int | None:
-        return self.natural(field) if field in self.rest else None
-
-    def positive(self, field: str, most: int = NUMBER_MAX) -> int:
-        value = self.natural(field, most)
-        if value == 0:
-            raise self.wrong(field, "must be above zero")
-        return value
-
-    def maybe_positive(self, field: str) -> int | None:
-        return self.positive(field) if field in self.rest else None
-
-    def maybe_decimal(self, field: str) -> Decimal | None:
-        if field not in self.rest:
-            return None
-        value = self.rest.pop(field)
-        try:
-            number = Decimal(str(value))
-        except InvalidOperation:
-            raise self.wrong(field, f"must be a number, not {value!r}") from None
-        if isinstance(value, bool | float) or not number.is_finite() or number < 0:
-            raise self.wrong(field, f"must be an integer or a decimal in quotes, not {value!r}")
-        return number
-
-    def one_of(self, field: str, allowed: tuple[str, ...], default: str | None = None) -> str:
-        value = self.take(field, str, default)
-        if value not in allowed:
-            raise self.wrong(field, f"must be one of {', '.join(allowed)}, not {value!r}")
-        return value
-
-    def strings(self, field: str, allowed: tuple[str, ...] | None = None) -> tuple[str, ...]:
-        values = self.take(field, list, [])
-        for value in values:
-            if not isinstance(value, str) or (allowed is not None and value not in allowed):
-                raise self.wrong(field, f"has the unknown item {value!r}")
-        return tuple(values)
-
-    def table(self, field: str) -> "_Table":
-        return _Table(f"{self.place}: {field}", self.rest.pop(field, {}))
-
-    def close(self) -> None:
-        if self.rest:
-            raise self.wrong(next(iter(self.rest)), "is not a field of the methodology")
-
-
 def load(text: str, name: str) -> Methodology:
     """Read and check one methodology file; `name` is what errors call it.
 
     Raises `MethodologyError` for the first thing that is wrong.
     """
-    try:
-        top = _Table(name, tomllib.loads(text))
-    # Beside its own error, the parser lets through those of endless numbers and endless nesting.
-    except (ValueError, RecursionError) as error:
-        raise MethodologyError(f"{name}: is not TOML: {error}") from None
+    top = toml_tables.read(text, name, MethodologyError, "the methodology")
     overall, window = top.table("overall_day_cap"), top.table("window")
     tables = top.take("behaviour", list)
     if not 0 < len(tables) <= BEHAVIOURS_MAX:
         raise top.wrong("behaviour", f"needs 1 to {BEHAVIOURS_MAX} entries")
     behaviours: dict[str, Behaviour] = {}
     for number, table in enumerate(tables, start=1):
-        behaviour = _behaviour(name, number, table)
+        behaviour = _behaviour(top, number, table)
         if behaviour.code in behaviours:
             raise MethodologyError(f"{name}: {behaviour.code}: code: is listed twice")
         behaviours[behaviour.code] = behaviour
     methodology = Methodology(
-        version=top.matching("version", _VERSION),
+        version=top.matching("version", VERSION),
         published=top.day("published"),
         valid_from=top.day("valid_from"),
         review_by=top.day("review_by"),
@@ -300,9 +206,9 @@ def load(text: str, name: str) -> Methodology:
     return methodology
 
 
-def _behaviour(name: str, number: int, raw: Any) -> Behaviour:
+def _behaviour(top: Table, number: int, raw: Any) -> Behaviour:
     code = raw.get("code", f"behaviour {number}") if isinstance(raw, dict) else f"entry {number}"
-    table = _Table(f"{name}: {code}", raw)
+    table = top.inside(f"{top.place}: {code}", raw)
     factor, caps, plausible = (
         table.table("factor"),
         table.table("caps"),
@@ -363,7 +269,7 @@ def _behaviour(name: str, number: int, raw: Any) -> Behaviour:
     return behaviour
 
 
-def _texts(table: _Table) -> dict[str, str]:
+def _texts(table: Table) -> dict[str, str]:
     """The shown derivation: any names, texts only."""
     shown = table.take("derivation", dict, {})
     if not all(isinstance(value, str) for value in shown.values()):
@@ -371,7 +277,7 @@ def _texts(table: _Table) -> dict[str, str]:
     return shown
 
 
-def _same(table: _Table) -> SameRule | None:
+def _same(table: Table) -> SameRule | None:
     if "same" not in table.rest:
         return None
     rule = table.table("same")
@@ -380,7 +286,7 @@ def _same(table: _Table) -> SameRule | None:
     return same
 
 
-def _claim(table: _Table) -> ClaimRule | None:
+def _claim(table: Table) -> ClaimRule | None:
     if "claim" not in table.rest:
         return None
     rule = table.table("claim")

@@ -1,0 +1,165 @@
+"""Grading the whole city: one job, cut into ranges of residents that workers share.
+
+    job -> a job for each range -> stretches: months brought to the heads -> graded on the server ->
+    snapshots written -> those who were graded meanwhile one by one -> changes told
+
+The server makes the snapshots from the stored months (`footprint/grade_pipeline.py`); only finished
+documents travel. Who has nothing new gets none, so a stretch that a crash cut off is simply done
+again, and nobody is graded twice or left out.
+
+The job of a city month is its scheduled grading, which counts towards a fall.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError
+
+from accounting import accounts, book, clock, jobs, storage, walks
+from accounting.accounts import ResidentDocument
+from accounting.jobs import Job
+from footprint import grade, grade_pipeline, summaries
+
+KIND, RANGE_KIND = "regrade", "regrade_range"
+# A worker's share is minutes, not hours; and a city has few enough of them to add up at once.
+RANGE_MIN = 10_000
+RANGES_MAX = 64
+STRETCH = 1_000
+
+_RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument, tz_aware=True)
+
+
+def queue(owner: str, *, month: str | None = None) -> Job:
+    """A job over every resident; with a `month` its one scheduled grading, however often asked.
+
+    Where it is cut stands in the job, so that a worker that takes over cuts it there too.
+    """
+    size = accounts.count()
+    name = f"job_{KIND}_{month}" if month is not None else None
+    cuts = accounts.every_nth_id(max(RANGE_MIN, -(-size // RANGES_MAX)))
+    return _queued(KIND, owner, {"month": month, "size": size, "cuts": cuts}, name)
+
+
+def cut(job_id: str) -> list[Job]:
+    """Make the jobs of the ranges; returns those that are not over, for workers to share.
+
+    None of them when another worker cuts the job or it is over.
+    """
+    job = jobs.take(job_id)
+    if job is None:
+        return []
+    made = []
+    starts = ["", *job.arguments["cuts"]]
+    for number, (after, last) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
+        share = {
+            "whole": job.id,
+            "month": job.arguments["month"],
+            "after": after,
+            "last": last,
+            "size": max(job.arguments["size"] // len(starts), 1),
+        }
+        made.append(_queued(RANGE_KIND, job.owner, share, _name(job.id, number)))
+    _add_up(job)
+    return [one for one in made if one.state in jobs.UNFINISHED]
+
+
+def run(job_id: str) -> Job | None:
+    """Cut a job and carry every range to its end in this very process."""
+    for one in cut(job_id):
+        run_range(one.id)
+    return jobs.get(job_id)
+
+
+def run_range(job_id: str) -> Job | None:
+    """Carry a range to its end; see `walks.run`. Whoever ends the last one ends the whole job."""
+    found = jobs.get(job_id)
+    assert found is not None, job_id
+    share = found.arguments
+
+    def ids_after(after: str, limit: int) -> Sequence[str]:
+        ids = accounts.ids_after(after or share["after"], limit)
+        return [one for one in ids if share["last"] is None or one <= share["last"]]
+
+    def work(job: Job, residents: Sequence[str]) -> walks.Totals:
+        done = grade_all(residents, share["month"])
+        _progressed(share["whole"])
+        return done
+
+    over = walks.run(job_id, work, ids_after=ids_after, stretch=STRETCH)
+    _progressed(share["whole"])
+    return over
+
+
+def grade_all(residents: Sequence[str], scheduled: str | None) -> walks.Totals:
+    """Grade residents that stand next to each other in the order of their ids; safe to repeat."""
+    _catch_up(residents)
+    between = {"$gte": residents[0], "$lte": residents[-1]}
+    stages = grade_pipeline.snapshots(between, clock.now(), scheduled)
+    made = list(_residents().aggregate(stages))
+    written = storage.insert_new(grade.snapshots(), made)
+    # Somebody graded these meanwhile, or they moved on: one by one nothing is lost.
+    for place in sorted(set(range(len(made))) - set(written)):
+        grade.grade_now(made[place]["resident"], scheduled=scheduled)
+    changed = 0
+    while told := grade.tell_untold(between):
+        changed += told
+    return {"residents": len(residents), "graded": len(made), "changed": changed}
+
+
+def totals(job: Job) -> walks.Totals:
+    """What all ranges have added up so far: residents, new snapshots, grades that moved."""
+    sums: Counter[str] = Counter()
+    for number in range(len(job.arguments["cuts"]) + 1):
+        sums.update(walks.totals(_name(job.id, number)))
+    return dict(sums)
+
+
+def _residents() -> "Collection[RawBSONDocument]":
+    return storage.strong(ResidentDocument._get_collection()).with_options(codec_options=_RAW)
+
+
+def _catch_up(residents: Sequence[str]) -> None:
+    """Bring the months to the heads: what lags is what the follower has not reached."""
+    heads = book.last_seqs(residents)
+    done = summaries.cursors(heads)
+    behind = [account for account, seq in heads.items() if seq > done[account]]
+    if behind:
+        summaries.catch_up_to(book.heads(behind).values())
+
+
+def _progressed(job_id: str) -> None:
+    """Let the whole job know how far its ranges are, and end it with the last of them."""
+    job = jobs.get(job_id)
+    assert job is not None, job_id
+    if job.state in jobs.UNFINISHED:
+        _add_up(job)
+
+
+def _add_up(job: Job) -> None:
+    names = [_name(job.id, number) for number in range(len(job.arguments["cuts"]) + 1)]
+    shares = jobs.many(names)
+    done = sum(one.done for one in shares)
+    jobs.advance(job, done, done, job.counts)
+    if len(shares) == len(names) and all(one.state == jobs.DONE for one in shares):
+        jobs.finish(job, done)
+    elif failed := next((one for one in shares if one.state == jobs.FAILED), None):
+        jobs.fail(job, failed.failure or failed.id)
+
+
+def _name(job_id: str, number: int) -> str:
+    return f"{job_id}_{number:02d}"
+
+
+def _queued(kind: str, owner: str, arguments: dict[str, Any], name: str | None) -> Job:
+    """Queue a job; one of the same name was queued before."""
+    try:
+        return jobs.queue(kind, owner, arguments, name)
+    except DuplicateKeyError:
+        assert name is not None, "ids are never made twice"
+        found = jobs.get(name)
+        assert found is not None, "jobs are never deleted"
+        return found
