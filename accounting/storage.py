@@ -23,7 +23,7 @@ from pymongo.write_concern import WriteConcern
 
 DEFAULT_DATABASE = "tanhui"
 SERVER_SELECTION_MS = 3_000
-_DUPLICATE = 11_000
+DUPLICATE = 11_000
 
 Doc = dict[str, Any]
 
@@ -153,7 +153,7 @@ def insert_new(collection: Any, documents: Sequence[Any], *, ordered: bool = Fal
         collection.insert_many(documents, ordered=ordered)
     except BulkWriteError as error:
         wrong = error.details["writeErrors"]
-        there = {one["index"] for one in wrong if one["code"] == _DUPLICATE}
+        there = {one["index"] for one in wrong if one["code"] == DUPLICATE}
         if len(there) < len(wrong) or error.details["writeConcernErrors"]:
             raise
         end = min(there) if ordered else len(documents)

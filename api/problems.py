@@ -101,6 +101,7 @@ STATUS: dict[str, int] = {
     "period_not_continuous": 409,
     "settlement_underway": 409,
     "dispute_resolved": 409,
+    "too_many_webhooks": 409,
     "payload_too_large": 413,
     "unsupported_media_type": 415,
     "idempotency_key_reused": 422,

@@ -9,6 +9,10 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "task": "tanhui.sweep_notifications",
         "schedule": 15.0,
     },
+    "carry events to webhooks": {
+        "task": "tanhui.sweep_webhooks",
+        "schedule": 15.0,
+    },
     "give waiting jobs to a worker": {
         "task": "tanhui.sweep_jobs",
         "schedule": 20.0,

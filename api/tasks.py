@@ -12,13 +12,22 @@ from typing import Any
 from celery import Celery, current_app, shared_task
 from kombu.exceptions import OperationalError
 
-from accounting import clock, jobs, outbox, proofs, walks
+from accounting import clock, events, jobs, outbox, proofs, subscriptions, walks
 from accounting.enterprise import validating
 from api import feed_rows, schedule
 from api.bookkeeping import RULES
 from api.config import Config
 from footprint import grade, preview, regrading, upkeep
-from integrations import closing, delivery, exports, firebase, imports, reversals
+from integrations import (
+    closing,
+    delivery,
+    exports,
+    firebase,
+    imports,
+    reversals,
+    webhook_targets,
+    webhooks,
+)
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
 from points import (
@@ -96,6 +105,9 @@ def make_celery(config: Config) -> Celery:
     )
     firebase_app = firebase.client(FirebaseSettings(config.fcm_url, config.google_credentials))
     celery.conf.tanhui_pusher = FirebasePusher(firebase_app) if firebase_app else None
+    # Loopback is for trying things out on one machine.
+    celery.conf.tanhui_webhook_post = partial(webhook_targets.post, loopback=config.demo)
+    events.on_left(lambda webhook_id: nudge(carry_webhook, webhook_id))
     outbox.on_left(lambda notification_id: nudge(deliver, notification_id))
     return celery
 
@@ -138,6 +150,19 @@ def run_job(job_id: str) -> None:
 def sweep_notifications() -> None:
     for notification_id in delivery.due(clock.now()):
         nudge(deliver, notification_id)
+
+
+@shared_task(name="tanhui.carry_webhook")
+def carry_webhook(webhook_id: str) -> None:
+    """Carry what waits for one webhook; a slow receiver holds up no other for long."""
+    if webhooks.carry(webhook_id, current_app.conf.tanhui_webhook_post):
+        nudge(carry_webhook, webhook_id)
+
+
+@shared_task(name="tanhui.sweep_webhooks")
+def sweep_webhooks() -> None:
+    for webhook_id in subscriptions.to_be_carried(clock.now()):
+        nudge(carry_webhook, webhook_id)
 
 
 @shared_task(name="tanhui.sweep_jobs")

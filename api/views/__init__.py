@@ -28,6 +28,7 @@ from api.views import (
     system,
     tokens,
     wallet,
+    webhooks,
 )
 
 BLUEPRINTS: tuple[Blueprint, ...] = (
@@ -57,4 +58,6 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     programme.blueprint,
     operator_jobs.blueprint,
     operator_audit.blueprint,
+    webhooks.blueprint,
+    webhooks.operators_blueprint,
 )
