@@ -12,7 +12,9 @@ from typing import Any, Final
 import mongoengine as me
 from pymongo.collection import Collection
 
-from accounting import clock, storage
+from accounting import clock, events, storage
+from accounting.clients import Kind
+from accounting.events import Happening, Type
 from accounting.ids import new_id
 
 BANK = "bank"
@@ -164,6 +166,7 @@ def get(resident: str, consent_id: str) -> Consent | None:
 def withdraw(resident: str, consent_id: str) -> bool:
     """End a consent now; the next read already gets nothing. False if there is no such consent."""
     wanted = {"_id": consent_id, "resident": resident}
+    _tell_withdrawn({**wanted, "withdrawn_at": None})
     _consents().update_one(
         {**wanted, "withdrawn_at": None}, {"$set": {"withdrawn_at": clock.now()}}
     )
@@ -173,7 +176,24 @@ def withdraw(resident: str, consent_id: str) -> bool:
 def withdraw_all(resident: str) -> None:
     """End every consent now, for an account that is closed."""
     wanted = {"resident": resident, "withdrawn_at": None}
+    _tell_withdrawn(wanted)
     _consents().update_many(wanted, {"$set": {"withdrawn_at": clock.now()}})
+
+
+def _tell_withdrawn(wanted: dict[str, Any]) -> None:
+    """Leave word for the banks of consents that are about to be withdrawn."""
+    events.leave(
+        *[
+            Happening(
+                events.party(Kind.BANK, row["bank_id"]),
+                Type.CONSENT_WITHDRAWN,
+                f"consent:{row['reference']}",
+                f"withdrawn:{row['_id']}",
+                {"reference": row["reference"], "purpose": row["purpose"]},
+            )
+            for row in _consents().find(wanted)
+        ]
+    )
 
 
 def read(bank_id: str, reference: str, purpose: str, what: str) -> Consent | None:

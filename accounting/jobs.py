@@ -12,8 +12,10 @@ from typing import Any
 import mongoengine as me
 from pymongo.collection import Collection
 
-from accounting import clock, storage
+from accounting import clock, events, storage
+from accounting.clients import Kind
 from accounting.errors import DomainError
+from accounting.events import Happening, Type
 from accounting.ids import new_id
 
 QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
@@ -248,14 +250,24 @@ def advance(job: Job, done: int, bytes_done: int, counts: dict[str, int]) -> boo
 
 
 def finish(job: Job, total: int) -> None:
+    _tell(job, DONE)
     change = {"state": DONE, "total": total, "finished_at": clock.now()}
     _jobs().update_one({"_id": job.id, "state": RUNNING}, {"$set": change})
 
 
 def fail(job: Job, why: str) -> None:
     """End a job that cannot go on; `why` is a sentence for the owner."""
+    _tell(job, FAILED)
     change = {"state": FAILED, "failure": why, "finished_at": clock.now()}
     _jobs().update_one({"_id": job.id, "state": RUNNING}, {"$set": change})
+
+
+def _tell(job: Job, state: str) -> None:
+    """Leave word that a job ends, for its partner or for operators, whoever asked for it."""
+    data = {"job_id": job.id, "kind": job.kind, "state": state}
+    parties = (events.party(Kind.DATA, job.owner), events.OPERATORS)
+    told = (f"job:{job.id}", f"job:{job.id}:{state}", data)
+    events.leave(*[Happening(party, Type.JOB_DONE, *told) for party in parties])
 
 
 def cancel(job_id: str, by: str, why: str) -> Job:

@@ -199,6 +199,7 @@ class Invalid(DomainError):
 # What marshmallow and our fields say, in Chinese. Anything not listed is answered in English.
 _CHINESE: tuple[tuple[str, str], ...] = (
     (r"Missing data for required field\.", "缺少必填字段。"),
+    (r"Not an event for this kind of caller\.", "该类调用方不能订阅此事件。"),
     (r"Unknown field\.", "未知字段。"),
     (r"Field may not be null\.", "不能为 null。"),
     (r"Invalid (?:value|input|type|input type)\.", "值无效。"),

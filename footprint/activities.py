@@ -18,9 +18,10 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from accounting import book, storage
+from accounting import book, events, storage
 from accounting.book import Entry
 from accounting.errors import DomainError
+from accounting.events import Happening, Type
 from accounting.ids import new_id
 
 RECEIVED, SETTLED = "received", "settled"
@@ -235,6 +236,7 @@ def settle(activity: Activity, outcome: Outcome) -> Activity:
     The outcome is a copy of what the entry says, so it does not wait for the journal: were it lost,
     the fact would be `received` again and the next reader or the sweeper would copy it once more.
     """
+    _tell([(activity, outcome)])
     earlier: storage.Doc = {"_id": activity.id}
     if outcome.seq is None:
         earlier["state"] = RECEIVED
@@ -254,6 +256,7 @@ def settle_many(outcomes: Sequence[tuple[Activity, Outcome]]) -> list[Activity]:
     """
     if not outcomes:
         return []
+    _tell(outcomes)
     settled, writes = [], []
     for activity, outcome in outcomes:
         change = _outcome(activity, outcome)
@@ -263,6 +266,34 @@ def settle_many(outcomes: Sequence[tuple[Activity, Outcome]]) -> list[Activity]:
         return settled
     stored = {one.id: one for one in by_ids([activity.id for activity, _ in outcomes])}
     return [stored[activity.id] for activity, _ in outcomes]
+
+
+def _tell(outcomes: Sequence[tuple[Activity, Outcome]]) -> None:
+    """Leave word of outcomes for the partners that sent the activities, before they are written."""
+    told = [
+        (activity, outcome, events.party_of_source(activity.source))
+        for activity, outcome in outcomes
+    ]
+    events.leave(
+        *[
+            Happening(
+                party,
+                Type.ACTIVITY_REVERSED if outcome.status == "reversed" else Type.ACTIVITY_SETTLED,
+                f"activity:{activity.id}",
+                f"activity:{activity.id}:{outcome.status}:{outcome.seq}",
+                {
+                    "activity_id": activity.id,
+                    "source_event_id": activity.event_id,
+                    "behaviour": activity.behaviour,
+                    "status": outcome.status,
+                    "reasons": list(outcome.reasons),
+                    "reduction_mg": outcome.mg,
+                },
+            )
+            for activity, outcome, party in told
+            if party is not None
+        ]
+    )
 
 
 def _outcome(activity: Activity, outcome: Outcome) -> dict[str, Any]:

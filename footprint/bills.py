@@ -20,7 +20,8 @@ import mongoengine as me
 from pymongo import UpdateOne
 from pymongo.collection import Collection, ReturnDocument
 
-from accounting import clock, storage
+from accounting import clock, events, storage
+from accounting.events import Happening, Type
 from footprint import methodology
 from footprint.activities import RECEIVED, SETTLED
 from footprint.billing_rules import (
@@ -218,6 +219,7 @@ def settle(bills: Sequence[Bill]) -> list[Bill]:
     """
     if not bills:
         return []
+    _tell(bills)
     done = _collection().bulk_write(
         [
             UpdateOne(
@@ -232,6 +234,33 @@ def settle(bills: Sequence[Bill]) -> list[Bill]:
         return [replace(bill, state=SETTLED) for bill in bills]
     kept = by_ids([bill.id for bill in bills])
     return [kept[bill.id] for bill in bills]
+
+
+def _tell(bills: Sequence[Bill]) -> None:
+    """Leave word of settled bills for the utilities that sent them."""
+    told = [
+        (bill, bill.judgement, party)
+        for bill in bills
+        if bill.judgement is not None and (party := events.party_of_source(bill.source))
+    ]
+    events.leave(
+        *[
+            Happening(
+                party,
+                Type.BILL_SETTLED,
+                f"bill:{bill.id}",
+                f"bill:{bill.id}:{bill.revision}",
+                {
+                    "bill_id": bill.id,
+                    "source_event_id": bill.event_id,
+                    "carrier": str(bill.carrier),
+                    "status": judgement.status,
+                    "reasons": list(judgement.reasons),
+                },
+            )
+            for bill, judgement, party in told
+        ]
+    )
 
 
 def waiting(households: Sequence[str]) -> list[Bill]:

@@ -15,8 +15,10 @@ import mongoengine as me
 from pymongo.collection import Collection, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from accounting import clock, outbox, storage, vault
+from accounting import clock, events, outbox, storage, vault
+from accounting.clients import Kind
 from accounting.errors import AccountBusy, DomainError, NotFound, ValidationFailed
+from accounting.events import Happening, Type
 from accounting.ids import new_id
 from accounting.links import AlreadyLinked
 from footprint.billing_rules import BASELINE_YEARS, Carrier
@@ -312,12 +314,27 @@ def _opened(
         "asked": {"partner": partner, "at": place["since"]},
         "proposed": None,
     }
+    _tell_asked(document["_id"], carrier, document["asked"])
     try:
         _collection().insert_one(document)
     except DuplicateKeyError:
         # Opened by another resident meanwhile; this one joins it.
         return None
     return document
+
+
+def _tell_asked(household_id: str, carrier: str, asked: dict[str, Any]) -> None:
+    """Leave word for a utility that a history is wanted; the list of them says whose."""
+    if asked["partner"] is not None:
+        events.leave(
+            Happening(
+                events.party(Kind.DATA, asked["partner"]),
+                Type.HISTORY_REQUESTED,
+                f"household:{household_id}",
+                f"history:{household_id}:{asked['at'].isoformat()}",
+                {"carrier": str(carrier)},
+            )
+        )
 
 
 def _refuse_join(found: storage.Doc, resident: str, members: int) -> None:
@@ -351,6 +368,7 @@ def _joined(
         wanted |= {"residents": []}
         change |= {**_counted(members), "asked": {"partner": partner, "at": place["since"]}}
         change |= {"proposed": None}
+        _tell_asked(found["_id"], found["carrier"], change["asked"])
     joined: storage.Doc | None = _collection().find_one_and_update(
         wanted, [{"$set": change}], return_document=ReturnDocument.AFTER
     )

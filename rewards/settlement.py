@@ -20,9 +20,11 @@ import mongoengine as me
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import book, clock, jobs, proofs, storage
+from accounting import book, clock, events, jobs, proofs, storage
 from accounting.book import Entry
+from accounting.clients import Kind
 from accounting.errors import DomainError, NotFound
+from accounting.events import Happening, Type
 from accounting.jobs import Job
 from accounting.proofs import BookNotProven
 from points import terms, valuing
@@ -321,6 +323,10 @@ def _state(period: Period, merchant_id: str) -> None:
         "content": content,
         "digest": hashlib.sha256(text.encode()).hexdigest(),
     }
+    data = {"statement_id": statement_id, "merchant_id": merchant_id, "period": period.number}
+    told = (Type.STATEMENT_CLOSED, f"statement:{statement_id}", statement_id, data)
+    parties = (events.party(Kind.MERCHANT, merchant_id), events.OPERATORS)
+    events.leave(*[Happening(party, *told) for party in parties])
     _statements().update_one({"_id": statement_id}, {"$setOnInsert": document}, upsert=True)
 
 

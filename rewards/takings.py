@@ -17,9 +17,11 @@ from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
 from accounting import book as the_book
-from accounting import clock, storage, sweeping
+from accounting import clock, events, storage, sweeping
 from accounting.book import Ask, Decision, Entry, Head, Line
+from accounting.clients import Kind
 from accounting.errors import AccountBusy
+from accounting.events import Happening, Type
 from points.wallet import Wallet
 from rewards import vouchers
 from rewards.vouchers import Scan, Voucher
@@ -243,7 +245,24 @@ def _keep_move(voucher: Voucher, move: _Move, entry: Entry) -> None:
         "reason": None,
         "at": move.at,
     }
+    _tell(voucher, move)
     keep(row, entry)
+
+
+def _tell(voucher: Voucher, move: _Move) -> None:
+    """Leave word of a scan or its refund, for the merchant and for operators."""
+    type_ = Type.VOUCHER_USED if move.kind == USED else Type.VOUCHER_REFUNDED
+    data = {
+        "voucher_id": voucher.id,
+        "reward_id": voucher.reward_id,
+        "merchant_id": voucher.merchant_id,
+        "store_id": move.scan.store_id,
+        "terminal_ref": move.scan.terminal_ref,
+        "fen": move.sign * voucher.face_value_fen,
+    }
+    parties = (events.party(Kind.MERCHANT, voucher.merchant_id), events.OPERATORS)
+    told = (f"voucher:{voucher.id}", move.key, data)
+    events.leave(*[Happening(party, type_, *told) for party in parties])
 
 
 def keep(row: storage.Doc, entry: Entry) -> None:

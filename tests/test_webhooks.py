@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from faults.crew import KILLED, Crew, Death, job
 from receivers import Event, Receiver, receiver
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks.webhooks import WebhookVerificationError
@@ -19,6 +20,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from accounting import alarms, clock, events, subscriptions
 from accounting.clients import Kind
 from accounting.events import Happening, Type
+from api.config import Config
 from integrations import webhook_targets, webhooks
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -39,6 +41,18 @@ def _noon() -> Iterator[None]:
 def there() -> Iterator[Receiver]:
     with receiver() as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def one_crew(config: Config, app: object) -> Iterator[Crew]:
+    with Crew(config.mongodb_uri) as crew:
+        yield crew
+
+
+@pytest.fixture
+def crew(one_crew: Crew, _noon: None) -> Crew:
+    one_crew.shift = clock.now() - datetime.now(UTC)
+    return one_crew
 
 
 def subscribe(there: Receiver, *types: Type) -> tuple[str, str]:
@@ -265,6 +279,41 @@ def test_a_worker_whose_lease_ran_out_does_not_pass_what_another_sends(there: Re
     assert [event["data"]["n"] for event in there.once()] == [1, 2]
     assert len(there.taken) <= 4
     assert webhooks.waiting(hook) == 0
+
+
+@pytest.mark.parametrize(
+    "death",
+    [
+        Death("integrations.webhook_targets:post", "before", 5),
+        Death("integrations.webhook_targets:post", "after", 5),
+        Death("integrations.webhooks:_make", "after"),
+        Death("integrations.webhooks:_put", "before", 3),
+        Death("integrations.webhooks:_rest", "before"),
+        Death("accounting.events:head", "before", 2),
+    ],
+    ids=str,
+)
+def test_a_worker_killed_in_mid_delivery_loses_nothing_and_repeats_little(
+    there: Receiver, crew: Crew, death: Death
+) -> None:
+    hook, _ = subscribe(there)
+    events.leave(*[happen(f"activity:{place % 4}", place) for place in range(20)])
+    assert crew.run("carry_webhook", death, webhook_id=hook) == KILLED
+    with clock.travel(HOUR):
+        webhooks.carry(hook, POST)
+        assert webhooks.waiting(hook) == 0
+    assert len(there.once()) == 20
+    assert in_order(there.once())
+    assert len(there.taken) <= 20 + webhooks.LANES, "at most what was under way comes twice"
+
+
+def test_two_processes_carry_to_one_webhook(there: Receiver, crew: Crew) -> None:
+    hook, _ = subscribe(there)
+    events.leave(*[happen(f"activity:{place % 4}", place) for place in range(40)])
+    two = [job("carry_webhook", webhook_id=hook) for _ in range(2)]
+    crew.wait(crew.start(*two))
+    assert sorted(event["cursor"] for event in there.taken) == list(range(1, 41))
+    assert in_order(there.taken)
 
 
 def test_deleting_leaves_nothing(there: Receiver) -> None:

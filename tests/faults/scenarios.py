@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from accounting import book, clock, links, proofs
@@ -18,7 +19,7 @@ from api.bookkeeping import RULES
 from faults import mess
 from footprint import activities, reviews, summaries, upkeep, versions
 from footprint.rules import Report
-from integrations import closing, exports, imports, reversals
+from integrations import closing, exports, imports, reversals, webhook_targets, webhooks
 from points import batches, crediting, deciding, feed, holds, passing, restating
 from points.wallet import InsufficientPoints, Wallet
 from rewards import catalogue, expiring, redemptions, settlement, till, vouchers
@@ -84,6 +85,10 @@ def move_many(accounts: list[str], worker: int, seed: int) -> list[str]:
         else:
             answers.append("replayed" if result.replayed else "posted")
     return answers
+
+
+def carry_webhook(webhook_id: str) -> bool:
+    return webhooks.carry(webhook_id, partial(webhook_targets.post, loopback=True))
 
 
 class NoMore(DomainError):
@@ -331,5 +336,6 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         capture,
         move_points,
         live,
+        carry_webhook,
     )
 }
