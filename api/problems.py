@@ -200,6 +200,7 @@ class Invalid(DomainError):
 _CHINESE: tuple[tuple[str, str], ...] = (
     (r"Missing data for required field\.", "缺少必填字段。"),
     (r"Not an event for this kind of caller\.", "该类调用方不能订阅此事件。"),
+    (r"Only a gateway of a plant names a plant\.", "只有工厂网关可以指定工厂。"),
     (r"Unknown field\.", "未知字段。"),
     (r"Field may not be null\.", "不能为 null。"),
     (r"Invalid (?:value|input|type|input type)\.", "值无效。"),
