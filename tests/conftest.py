@@ -1,10 +1,12 @@
 """Real servers for the whole run: one MongoDB replica set, one Redis, one application."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.crew import Crew
 from flask import Flask
 from flask.testing import FlaskClient
 from pymongo.read_concern import ReadConcern
@@ -47,6 +49,19 @@ def app(config: Config) -> Iterator[Flask]:
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
     return app.test_client()
+
+
+@pytest.fixture(scope="session")
+def _zygote(config: Config) -> Iterator[Crew]:
+    with Crew(config.mongodb_uri) as crew:
+        yield crew
+
+
+@pytest.fixture
+def crew(_zygote: Crew) -> Crew:
+    """Processes to be killed. One zygote forks them all: its imports cost seconds."""
+    _zygote.ahead = timedelta(0)
+    return _zygote
 
 
 @pytest.fixture(scope="session")

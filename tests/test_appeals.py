@@ -16,7 +16,6 @@ from flask import Flask
 
 from accounting import audit, book, claims, clock, outbox, storage
 from accounting.clients import Kind
-from api.config import Config
 from footprint import activities, reviews, summaries
 from footprint.activities import Activity
 from footprint.reviews import Decision
@@ -43,18 +42,6 @@ def me(app: Flask) -> Caller:
 @pytest.fixture
 def operator(app: Flask) -> Caller:
     return machine(app, Kind.OPERATOR)
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew, _noon: None) -> Crew:
-    one_crew.shift = clock.now() - datetime.now(UTC)
-    return one_crew
 
 
 def tell(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from pymongo.read_concern import ReadConcern
 
 from accounting import book, clock, ids, storage
 from accounting.errors import DomainError
-from api.config import Config
 from footprint.activities import Activity
 from points import batches, crediting
 from points.wallet import consistent
@@ -25,18 +24,6 @@ pytestmark = pytest.mark.usefixtures("app")
 def _noon() -> Iterator[None]:
     with at(NOW):
         yield
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew, _noon: None) -> Crew:
-    one_crew.shift = clock.now() - datetime.now(UTC)
-    return one_crew
 
 
 def ends(received: Sequence[batches.Received]) -> list[Any]:

@@ -5,7 +5,7 @@ See `homes` for the household that is worked by hand.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -17,7 +17,6 @@ from homes import NOW, bill, live_in, points_of, send, send_history
 
 from accounting import audit, book, clock
 from accounting.clients import Kind
-from api.config import Config
 from footprint import bills, reviews
 from footprint.billing_rules import Generation
 from footprint.bills import Bill
@@ -46,12 +45,6 @@ def partner_of_mine(app: Flask) -> Caller:
 @pytest.fixture
 def operator(app: Flask) -> Caller:
     return machine(app, Kind.OPERATOR)
-
-
-@pytest.fixture(scope="module")
-def crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
 
 
 @pytest.fixture
@@ -244,7 +237,6 @@ def test_a_decision_killed_anywhere_is_carried_out_once(
     me: Caller, partner_of_mine: Caller, operator: Caller, late: Bill, crew: Crew, death: Death
 ) -> None:
     appeal_id = appeal(me, late).get_json()["appeal_id"]
-    crew.shift = clock.now() - datetime.now(UTC)
     asked = {"queue": "appeals", "review_id": appeal_id, "accept": True, "reason": "seen"}
     assert crew.run("decide", death, **asked, by=operator.id) == KILLED
     with clock.travel(timedelta(minutes=2)):

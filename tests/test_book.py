@@ -20,7 +20,6 @@ from accounting import accounts, book, claims, clock, consents, jobs, links, out
 from accounting.book import Ask, Decision, Head, Line, posting
 from accounting.book.entries import digest, next_entry
 from accounting.errors import AccountBusy, DomainError, KeyReused
-from api.config import Config
 from footprint import activities, grade, parked, summaries
 from footprint.rules import Report
 from integrations import delivery, devices
@@ -62,12 +61,6 @@ def patiently(do: Callable[[], Any]) -> Any:
 
 def raw() -> Any:
     return storage.database()["entries"]
-
-
-@pytest.fixture(scope="module")
-def crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
 
 
 # One ask, one entry.

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from tills import city, new_merchant
 from accounting import accounts, book, clock, storage
 from accounting.book import Ask, Decision, Head
 from accounting.errors import AccountBusy, DomainError, KeyReused
-from api.config import Config
 from points import statements
 from points.wallet import Wallet, consistent
 from rewards import catalogue, expiring, merchants, redemptions, searching, stock, till, vouchers
@@ -41,18 +40,6 @@ def _night() -> Iterator[None]:
 @pytest.fixture
 def merchant(app: object) -> Merchant:
     return new_merchant()
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew) -> Crew:
-    one_crew.shift = NIGHT - datetime.now(UTC)
-    return one_crew
 
 
 def offer(merchant: Merchant, **changed: Any) -> Reward:

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from accounting import book, claims, clock, outbox, storage
 from accounting.errors import AccountBusy
-from api.config import Config
 from footprint import activities, reasons, summaries
 from footprint.activities import Activity, SourceEventConflict
 from footprint.rules import Report
@@ -46,18 +45,6 @@ events = (f"event-{number}" for number in itertools.count())
 def _noon() -> Iterator[None]:
     with clock.travel(NOW - clock.now()):
         yield
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew, _noon: None) -> Crew:
-    one_crew.shift = clock.now() - datetime.now(UTC)
-    return one_crew
 
 
 def tell(

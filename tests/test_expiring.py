@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +10,6 @@ from faults.crew import KILLED, Crew, Death
 from tills import ANNA, NOW, buy, city, fen_lines, new_merchant, scan
 
 from accounting import book, clock, storage
-from api.config import Config
 from points import statements
 from points.wallet import consistent
 from rewards import catalogue, expiring, redemptions, till, vouchers
@@ -35,16 +34,10 @@ def _noon() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
 @pytest.fixture
-def crew(one_crew: Crew) -> Crew:
-    one_crew.shift = ENDED - datetime.now(UTC)
-    return one_crew
+def crew(crew: Crew) -> Crew:
+    crew.ahead = ENDED - clock.now()
+    return crew
 
 
 @pytest.fixture

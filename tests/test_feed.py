@@ -13,7 +13,6 @@ from faults.crew import KILLED, Crew, Death
 from accounting import book, clock, links, storage, vault
 from accounting.errors import NotFound
 from accounting.links import AlreadyLinked, InvalidLinkCode, Link
-from api.config import Config
 from footprint import activities, parked
 from footprint.activities import SourceEventConflict
 from footprint.rules import Report
@@ -327,12 +326,6 @@ def test_a_row_that_arrives_while_its_card_is_linked_is_credited_whoever_is_firs
     assert storage.database()["parked"].count_documents({}) == 0
 
 
-@pytest.fixture(scope="module")
-def crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
 @pytest.mark.parametrize(
     "step",
     [
@@ -347,7 +340,6 @@ def crew(config: Config) -> Iterator[Crew]:
 def test_a_kill_while_parked_rows_are_credited_is_finished_by_the_sweep(
     crew: Crew, step: Death
 ) -> None:
-    crew.shift = clock.now() - datetime.now(UTC)
     take(row(), row(at="2026-05-20 09:00"))
     link = links.link(ANNA, BUS.id, CARD)
     assert crew.run("credit_parked", step, resident=ANNA, link_id=link.id) == KILLED

@@ -16,7 +16,6 @@ from test_summaries import NOW, city, live, raw, tell
 from accounting import book, clock, following, jobs, storage, walks
 from accounting.book import Ask, Decision, Line
 from accounting.clients import Kind
-from api.config import Config
 from footprint import folding, summaries, upkeep
 from points import crediting
 
@@ -29,12 +28,6 @@ PEOPLE = [f"res_{number}" for number in range(4)]
 def _noon() -> Iterator[None]:
     with clock.travel(NOW - clock.now()):
         yield
-
-
-@pytest.fixture(scope="module")
-def crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
 
 
 def real_now() -> datetime:
@@ -189,7 +182,6 @@ STEPS = [
 def test_a_follower_killed_at_a_step_is_followed_by_one_who_loses_and_doubles_nothing(
     crew: Crew, death: Death
 ) -> None:
-    crew.shift = NOW - real_now()
     follow_up()
     for who in PEOPLE:
         live(who)

@@ -12,7 +12,6 @@ from faults.crew import KILLED, Crew, Death, job
 from accounting import book, clock
 from accounting.book import Entry
 from accounting.errors import DomainError, KeyReused, NotFound
-from api.config import Config
 from points import holds, statements
 from points.lots import Lot
 from points.wallet import HOLDS_MAX, Wallet, consistent
@@ -28,18 +27,6 @@ NOON = datetime(2026, 5, 20, 4, tzinfo=UTC)
 def _noon() -> Iterator[None]:
     with clock.travel(NOON - clock.now()):
         yield
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew, _noon: None) -> Crew:
-    one_crew.shift = clock.now() - datetime.now(UTC)
-    return one_crew
 
 
 def give(points: int, who: str = ANNA) -> None:

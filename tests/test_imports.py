@@ -16,7 +16,6 @@ from faults.crew import KILLED, Crew, Death
 from accounting import book, clock, jobs, links, storage, vault
 from accounting.errors import DomainError
 from accounting.jobs import Job
-from api.config import Config
 from integrations import feeds, imports
 from integrations.feeds import CSV, NDJSON, FeedRow, FileRefused, Unreadable
 from integrations.imports import RowResult
@@ -41,18 +40,6 @@ NOW = city("2026-05-20 12:00")
 def _noon() -> Iterator[None]:
     with clock.travel(NOW - clock.now()):
         yield
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew, _noon: None) -> Crew:
-    one_crew.shift = clock.now() - datetime.now(UTC)
-    return one_crew
 
 
 # Reading.

@@ -5,7 +5,7 @@ Worked by hand: 8 km on the bus avoid 215.2 g; April's bill of `homes` credits 9
 
 import json
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,7 +18,6 @@ from accounting import audit, book, clock, jobs, links, walks
 from accounting.clients import Kind
 from accounting.jobs import Job
 from api import feed_rows, tasks
-from api.config import Config
 from footprint import activities, bills
 from integrations import imports, reversals
 from integrations.imports import RowResult
@@ -34,12 +33,6 @@ def _may(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tasks, "nudge", lambda *_: None)
     with clock.travel(NOW - clock.now()):
         yield
-
-
-@pytest.fixture(scope="module")
-def crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
 
 
 @pytest.fixture
@@ -329,7 +322,6 @@ def test_a_reversal_killed_anywhere_is_finished_once(
     job_id = imported(feeder, "activities", *(ride(number) for number in range(3)))
     monkeypatch.setattr(reversals, "AT_ONCE_MAX", 0)
     reversal_id = back(feeder, job_id)["job_id"]
-    crew.shift = clock.now() - datetime.now(UTC)
     assert crew.run("run_reversal", death, job_id=reversal_id) == KILLED
     with clock.travel(jobs.LEASE + timedelta(seconds=1)):
         done = reversals.run(reversal_id)

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -25,7 +25,6 @@ from lives import city
 import api.app
 from accounting import accounts, book, claims, clock, storage
 from accounting.errors import AccountBusy
-from api.config import Config
 from footprint import activities, methodology, summaries
 from footprint.activities import Activity
 from footprint.months import posted
@@ -53,18 +52,6 @@ def _noon() -> Iterator[None]:
 @pytest.fixture
 def me() -> str:
     return accounts.by_phone(new_phone())
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew, _noon: None) -> Crew:
-    one_crew.shift = clock.now() - datetime.now(UTC)
-    return one_crew
 
 
 def tell(

@@ -21,7 +21,6 @@ from shop import EARNED, RECYCLED, Shop, open_shop
 
 from accounting import accounts, book, clock, consents, jobs, links, outbox, storage, vault
 from accounting.clients import Kind
-from api.config import Config
 from footprint import households
 from integrations import closing, devices, exports
 from points.wallet import consistent
@@ -136,18 +135,6 @@ def life(app: Flask) -> Life:
     assert consents.read(bank.id, reference, "loan", "grade") is not None
     code = redeemed["vouchers"][0]["code"]
     return Life(me, phone, bank, city, shop, reference, code)
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew, _noon: None) -> Crew:
-    one_crew.shift = clock.now() - datetime.now(UTC)
-    return one_crew
 
 
 def naming(text: str) -> set[str]:

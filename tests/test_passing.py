@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
@@ -16,7 +16,6 @@ from lives import city, did
 from accounting import accounts, book, clock, jobs
 from accounting.clients import Kind
 from api import tasks
-from api.config import Config
 from points import holds, passing, statements
 from points.wallet import consistent
 
@@ -31,18 +30,6 @@ PHONE = "+8613900000000"
 def _noon() -> Iterator[None]:
     with clock.travel(NOON - clock.now()):
         yield
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew, _noon: None) -> Crew:
-    one_crew.shift = clock.now() - datetime.now(UTC)
-    return one_crew
 
 
 def rider(number: int = 0) -> str:
@@ -173,10 +160,9 @@ def test_a_night_killed_at_any_step_is_finished_and_writes_nothing_twice(
 ) -> None:
     people = [rider(number) for number in range(5)]
     with clock.travel(3 * DAY):
-        crew.shift += 3 * DAY
         job_id = passing.queue("op").id
         assert crew.run("run_passing", step, job_id=job_id) == KILLED
-        crew.shift += jobs.LEASE + timedelta(seconds=1)
+        crew.ahead += jobs.LEASE + timedelta(seconds=1)
         assert crew.run("run_passing", job_id=job_id) == {"value": "done"}
     assert [kinds(who) for who in people] == [["earn", "mature"]] * 5
     the_books_hold()

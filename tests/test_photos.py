@@ -20,7 +20,6 @@ from PIL import Image
 
 from accounting import audit, book, claims, clock, outbox, storage
 from accounting.clients import Kind
-from api.config import Config
 from footprint import activities, bills, households, photos, reviews
 from footprint.billing_rules import BillReport
 from footprint.bills import Bill
@@ -55,18 +54,6 @@ def me(app: Flask) -> Caller:
 @pytest.fixture
 def operator(app: Flask) -> Caller:
     return machine(app, Kind.OPERATOR)
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew, _noon: None) -> Crew:
-    one_crew.shift = clock.now() - datetime.now(UTC)
-    return one_crew
 
 
 def stop_day(me: Caller, **changes: Any) -> dict[str, Any]:

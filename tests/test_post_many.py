@@ -12,7 +12,6 @@ from accounting import book, clock, storage
 from accounting.book import Ask, Decide, Decision, Entry, Head, Line, Posted, Result, Wanted
 from accounting.book.entries import collection
 from accounting.errors import DomainError, KeyReused
-from api.config import Config
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -23,12 +22,6 @@ TODAY = date(2026, 5, 1)
 
 class NoMore(DomainError):
     code = "no_more"
-
-
-@pytest.fixture(scope="module")
-def crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
 
 
 def moving(amount: int) -> Decide:

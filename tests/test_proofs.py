@@ -6,7 +6,7 @@ import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import jwt
@@ -37,12 +37,6 @@ EVERYBODY = [ANNA, BO, CAI]
 def _noon() -> Iterator[None]:
     with at("2026-05-20 12:00"):
         yield
-
-
-@pytest.fixture(scope="module")
-def crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
 
 
 @pytest.fixture
@@ -372,12 +366,11 @@ def test_a_proof_that_was_cut_off_is_finished_once(crew: Crew, death: Death) -> 
     prove()
     did(BO, "bike_km", 1, "2026-05-20 08:00")
     job = proofs.queue("op")
-    crew.shift = clock.now() - clock.cut(datetime.now(UTC))
     assert crew.run("prove", die=death, job_id=job.id, stretch=2) == KILLED
     # Somebody comes in before what was read already, and one moves on.
     did("a_plant", "bike_km", 1, "2026-05-20 08:00")
     did(ANNA, "bike_km", 1, "2026-05-20 08:00")
-    crew.shift += 2 * jobs.LEASE
+    crew.ahead += 2 * jobs.LEASE
     assert crew.run("prove", job_id=job.id, stretch=2) == {"value": "done"}
     assert [one.state for one in proofs.listed(before=None, limit=9)] == ["green", "green"]
     assert prove().accounts == 4

@@ -19,7 +19,6 @@ from accounting.enterprise import meterdays, plants, readings, validating
 from accounting.enterprise.plants import Kind, Meter, MeterChange
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT
-from api.config import Config
 
 USCC = "91330802MA2DH0000Y"
 NOON = datetime(2026, 5, 20, 4, tzinfo=UTC)
@@ -401,12 +400,6 @@ def test_a_meter_that_was_swapped_is_validated_anew() -> None:
     assert (after[3][1], after[4][:3], after[5][1]) == (800, "AAA", "V9")
 
 
-@pytest.fixture(scope="module")
-def crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
 @pytest.mark.parametrize(
     "step",
     [
@@ -425,7 +418,6 @@ def test_a_death_at_any_step_loses_nothing(crew: Crew, step: Death) -> None:
     yesterday = DAY - timedelta(days=1)
     readings.take("p", [Reading("m", at(90, yesterday), Decimal(2), Kind.INTERVAL)])
     final("p", yesterday, DAY)
-    crew.shift = NOON - datetime.now(UTC)
     args = {"plant": "p", "meter": "m", "at": at(0).isoformat(), "value": "2"}
     assert crew.run("read_meter", step, **args) == KILLED
     # The gateway heard nothing and sends again; the sweep does the rest.

@@ -12,7 +12,6 @@ from faults.crew import KILLED, Crew, Death
 from accounting import book, clock, storage
 from accounting.book import Ask, Decision, Head
 from accounting.errors import AccountBusy, DomainError, KeyReused, NotFound
-from api.config import Config
 from points import statements
 from points.statements import Balance
 from points.wallet import InsufficientPoints, Wallet, consistent
@@ -42,18 +41,6 @@ NOW = city("2026-05-20 12:00")
 def _noon() -> Iterator[None]:
     with clock.travel(NOW - clock.now()):
         yield
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew, _noon: None) -> Crew:
-    one_crew.shift = clock.now() - datetime.now(UTC)
-    return one_crew
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -28,7 +28,6 @@ from accounting.book import Entry
 from accounting.clients import Kind
 from accounting.errors import ValidationFailed
 from api import tasks
-from api.config import Config
 from footprint import bills, households, methodology, replay, summaries, upkeep, versions
 from footprint.billing_rules import BillReport
 from points import bill_crediting, crediting, milestones, restating, statements
@@ -46,18 +45,6 @@ def _june() -> Iterator[None]:
     with at("2026-06-10 12:00"), nothing_left_behind():
         published(cleaner_bus())
         yield
-
-
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
-@pytest.fixture
-def crew(one_crew: Crew, _june: None) -> Crew:
-    one_crew.shift = clock.now() - datetime.now(UTC)
-    return one_crew
 
 
 def someone() -> str:
@@ -416,7 +403,7 @@ def test_a_run_killed_at_any_step_is_finished_and_adds_nothing_twice(
 ) -> None:
     people, run = riders(4), order()
     assert crew.run("run_restatement", death, job_id=run.id) == KILLED
-    crew.shift += jobs.LEASE
+    crew.ahead += jobs.LEASE
     assert crew.run("run_restatement", job_id=run.id) == {"value": "done"}
     assert kinds(people) == [["earn", "restate"]] * 4
     # 1 + 2 + 3 + 4 km at 3.1 g more; 26 + 53 + 80 + 107 points became 30 + 60 + 90 + 120.

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 
 import pytest
 from faults.crew import KILLED, Crew, Death
@@ -13,7 +13,6 @@ from accounting import book, clock, jobs, proofs, storage
 from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from accounting.proofs import BookNotProven
-from api.config import Config
 from points import statements
 from rewards import expiring, merchants, settlement, takings, till, vouchers
 from rewards.merchants import Merchant
@@ -309,12 +308,6 @@ def test_eight_operators_close_at_once_and_one_period_is_closed(merchant: Mercha
     assert len(settlement.periods(before=None, limit=10)) == 1
 
 
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
 @pytest.mark.parametrize(
     "step",
     [
@@ -328,16 +321,15 @@ def one_crew(config: Config) -> Iterator[Crew]:
     ids=str,
 )
 def test_a_close_that_died_is_carried_on_and_every_move_is_settled_once(
-    one_crew: Crew, merchant: Merchant, step: Death
+    crew: Crew, merchant: Merchant, step: Death
 ) -> None:
     others = [merchant, new_merchant(), new_merchant()]
     for one in others:
         [voucher] = buy(one)
         scan(voucher, one)
     with clock.stand(NOW + DAY):
-        one_crew.shift = clock.now() - datetime.now(UTC)
         job = settlement.ask(None, None, "cli_operator")
-        assert one_crew.run("settle", step, job_id=job.id) == KILLED
+        assert crew.run("settle", step, job_id=job.id) == KILLED
     with clock.stand(NOW + DAY + 10 * MINUTE):
         # Scanned after the close had begun: not in this period, however often it is tried.
         [late] = buy(merchant)

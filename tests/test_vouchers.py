@@ -5,7 +5,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from faults.crew import KILLED, Crew, Death
@@ -14,7 +14,6 @@ from tills import ANNA, NOW, buy, city, fen_lines, new_merchant, outcome, scan
 from accounting import book, clock, storage, vault
 from accounting.book import Line
 from accounting.errors import KeyReused, NotFound
-from api.config import Config
 from points.wallet import consistent
 from rewards import takings, till, vouchers
 from rewards.merchants import Merchant
@@ -290,12 +289,6 @@ def test_a_voucher_without_a_face_value_owes_nobody_anything(merchant: Merchant)
     assert book.verify(checks=[consistent]).problem is None
 
 
-@pytest.fixture(scope="module")
-def one_crew(config: Config) -> Iterator[Crew]:
-    with Crew(config.mongodb_uri) as crew:
-        yield crew
-
-
 @pytest.mark.parametrize(
     "step",
     [
@@ -308,13 +301,12 @@ def one_crew(config: Config) -> Iterator[Crew]:
 )
 @pytest.mark.parametrize("rescue", ["sweep", "the same scan"])
 def test_a_scan_that_died_is_a_scan_and_its_fen_are_booked_once(
-    one_crew: Crew, merchant: Merchant, step: Death, rescue: str
+    crew: Crew, merchant: Merchant, step: Death, rescue: str
 ) -> None:
-    one_crew.shift = clock.now() - datetime.now(UTC)
     [voucher] = buy(merchant)
     store = merchant.stores[0].store_id
     args = {"voucher_id": voucher.id, "store_id": store, "terminal_ref": "till-1"}
-    assert one_crew.run("scan", step, **args) == KILLED
+    assert crew.run("scan", step, **args) == KILLED
     with clock.travel(timedelta(minutes=2)):
         if rescue == "sweep":
             minute_ago = clock.now() - timedelta(minutes=1)
@@ -331,15 +323,12 @@ def test_a_scan_that_died_is_a_scan_and_its_fen_are_booked_once(
     assert book.verify(checks=[consistent]).problem is None
 
 
-def test_the_sweep_leaves_a_scan_that_is_just_being_booked(
-    one_crew: Crew, merchant: Merchant
-) -> None:
-    one_crew.shift = clock.now() - datetime.now(UTC)
+def test_the_sweep_leaves_a_scan_that_is_just_being_booked(crew: Crew, merchant: Merchant) -> None:
     [voucher] = buy(merchant)
     args = {
         "voucher_id": voucher.id,
         "store_id": merchant.stores[0].store_id,
         "terminal_ref": "till-1",
     }
-    one_crew.run("scan", Death("rewards.takings:book", "before"), **args)
+    crew.run("scan", Death("rewards.takings:book", "before"), **args)
     assert takings.book_unbooked(clock.now() - timedelta(minutes=1)) == 0

@@ -4,9 +4,11 @@ import json
 import signal
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from accounting import clock
 
 KILLED = {"signal": int(signal.SIGKILL)}
 
@@ -26,11 +28,11 @@ class Death(NamedTuple):
 class Crew:
     """Processes that work on the same database as the test. Use it as a context.
 
-    `shift` is how far their clocks are moved, as `clock.travel` moves the test's own.
+    They begin at the time of the test's own clock, or so far `ahead` of it.
     """
 
     def __init__(self, mongodb_uri: str) -> None:
-        self.shift = timedelta(0)
+        self.ahead = timedelta(0)
         zygote = Path(__file__).with_name("zygote.py")
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", str(zygote), mongodb_uri],
@@ -43,11 +45,11 @@ class Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
 
     def start(self, *jobs: dict[str, Any]) -> list[int]:
         """Fork a process for each job; they begin together. Returns their ids."""
-        shift_s = self.shift.total_seconds()
+        shift_s = (clock.now() + self.ahead - datetime.now(UTC)).total_seconds()
         pids: list[int] = self._say({"start": [{"shift_s": shift_s, **one} for one in jobs]})
         return pids
 
