@@ -57,8 +57,11 @@ def _activities(run: Run) -> Iterator[str]:
         elif activity.mg and activities.entry(activity) is None:
             yield f"activity {activity_id} was credited and has no entry"
     for resident in run.residents:
+        # A share of a bill is of no activity.
         earned = [
-            entry.refs["activity"] for entry in book.entries(resident) if entry.kind == "earn"
+            entry.refs["activity"]
+            for entry in book.entries(resident)
+            if entry.kind == "earn" and entry.refs["activity"] is not None
         ]
         if len(earned) != len(set(earned)):
             yield f"an activity of {resident} has two entries"
