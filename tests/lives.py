@@ -23,9 +23,8 @@ def city(text: str) -> datetime:
 
 @contextmanager
 def at(text: str | datetime) -> Iterator[None]:
-    """The clock at a time of the city."""
-    instant = city(text) if isinstance(text, str) else text
-    with clock.travel(instant - clock.now()):
+    """The clock stands at a time of the city: a slow machine changes no answer."""
+    with clock.stand(city(text) if isinstance(text, str) else text):
         yield
 
 

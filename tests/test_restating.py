@@ -26,7 +26,7 @@ from accounting import accounts, audit, book, clock, jobs, storage, walks
 from accounting.approvals import SecondOperatorNeeded
 from accounting.book import Entry
 from accounting.clients import Kind
-from accounting.errors import ValidationFailed
+from accounting.errors import AccountBusy, ValidationFailed
 from api import tasks
 from footprint import bills, households, methodology, replay, summaries, upkeep, versions
 from footprint.billing_rules import BillReport
@@ -439,7 +439,7 @@ def test_a_busy_account_stops_a_try_and_the_next_goes_on(monkeypatch: pytest.Mon
 
     def busy(who: str, order: Restatement) -> Any:
         if who == people[1]:
-            raise book.AccountBusy(retry_after=1)
+            raise AccountBusy(retry_after=1)
         return real(who, order)
 
     with monkeypatch.context() as patched:
