@@ -168,6 +168,11 @@ def of_subject(kind: Kind, subject_id: str) -> Client | None:
     return Client.objects(kind=kind, subject_id=subject_id).order_by("created_at").first()
 
 
+def subjects(kind: Kind) -> list[str]:
+    """Every party of a kind that has a client which is not disabled."""
+    return sorted(Client.objects(kind=kind, disabled_at=None).distinct("subject_id"))
+
+
 def add_key(
     client: Client,
     algorithm: str,
@@ -209,6 +214,12 @@ def live_key(client_id: str, key_id: str) -> BankKey | None:
             material = base64.b64decode(vault.decrypt(bytes(key.material_encrypted), _KEY_PURPOSE))
             return BankKey(key_id, client_id, key.algorithm, material)
     return None
+
+
+def live_keys(client: Client) -> list[SigningKey]:
+    """The keys of a bank that are not ended, the oldest first."""
+    now = clock.now()
+    return [key for key in client.keys if not _retired(key, now)]
 
 
 def retire_key(client: Client, key_id: str, at: datetime | None = None) -> None:

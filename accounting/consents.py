@@ -5,42 +5,34 @@ random per consent, so two banks cannot join their lists. It is looked at on eac
 works on the next one. Consents are never deleted: their record is what shows a read was allowed.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import mongoengine as me
 from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError
 
-from accounting import clock, events, storage
+from accounting import clock, consent_marks, consent_texts, events, outbox, storage
 from accounting.clients import Kind
+from accounting.consent_texts import BANK
 from accounting.events import Happening, Type
 from accounting.ids import new_id
 
-BANK = "bank"
 # What a bank may be allowed to see beside the grade itself.
 FIELDS: Final = ("grade", "margin", "coverage", "report")
-TEXT_VERSION: Final = "2026-01"
-TEXTS: Final[dict[str, dict[str, str]]] = {
-    TEXT_VERSION: {
-        "zh": (
-            "您同意将所选字段（如碳账户等级）提供给所选银行，仅用于所列用途，至所列日期为止。"
-            "您可随时撤回，撤回后银行下一次查询即不可见。银行的每次查询都会向您展示。"
-        ),
-        "en": (
-            "You agree that the chosen fields (such as your carbon grade) are given to the chosen "
-            "bank, for the stated purpose only, until the stated date. You can withdraw at any "
-            "time; the bank's next read then gets nothing. Every read is shown to you."
-        ),
-    }
-}
+RENEWAL_NOTICE = timedelta(days=7)
+SWEEP_MAX = 500
 
 
 @storage.indexed
 class ConsentDocument(me.Document):
     id = me.StringField(primary_key=True)
     resident = me.StringField(required=True)
-    bank_id = me.StringField(required=True)
+    kind = me.StringField(required=True)
+    bank_id = me.StringField()
+    partner_id = me.StringField()
     purpose = me.StringField(required=True)
     fields = me.ListField(me.StringField())
     reference = me.StringField(required=True)
@@ -48,6 +40,8 @@ class ConsentDocument(me.Document):
     created_at = me.DateTimeField(required=True)
     expires_at = me.DateTimeField(required=True)
     withdrawn_at = me.DateTimeField()
+    # False until the resident was told that it ends soon.
+    reminded = me.BooleanField(required=True)
 
     meta = {
         "collection": "consents",
@@ -55,6 +49,11 @@ class ConsentDocument(me.Document):
         "indexes": [
             {"fields": ["bank_id", "reference"], "unique": True},
             {"fields": ["resident", "_id"]},
+            {
+                "fields": ["expires_at"],
+                "name": "to_be_reminded",
+                "partialFilterExpression": {"reminded": False},
+            },
         ],
     }
 
@@ -79,6 +78,7 @@ class AccessDocument(me.Document):
         "indexes": [
             {"fields": ["resident", "_id"], "sparse": True},
             {"fields": ["bank_id", "_id"]},
+            {"fields": ["at", "_id"]},
         ],
     }
 
@@ -87,7 +87,9 @@ class AccessDocument(me.Document):
 class Consent:
     id: str
     resident: str
-    bank_id: str
+    kind: str
+    bank_id: str | None
+    partner_id: str | None
     purpose: str
     fields: tuple[str, ...]
     reference: str
@@ -95,6 +97,11 @@ class Consent:
     created_at: datetime
     expires_at: datetime
     withdrawn_at: datetime | None
+
+    @property
+    def ends_at(self) -> datetime:
+        """When it ended or will: withdrawn, or at its date, whichever came first."""
+        return min(self.withdrawn_at or self.expires_at, self.expires_at)
 
     def status_at(self, now: datetime) -> str:
         if self.withdrawn_at is not None:
@@ -119,34 +126,56 @@ def _consents() -> "Collection[storage.Doc]":
     return storage.strong(ConsentDocument._get_collection())
 
 
-def _accesses() -> "Collection[storage.Doc]":
-    return storage.strong(AccessDocument._get_collection())
+def _accesses() -> storage.AppendOnly:
+    return storage.AppendOnly(AccessDocument._get_collection())
 
 
 def grant(
     resident: str,
     *,
-    bank_id: str,
+    bank_id: str | None = None,
     purpose: str,
     fields: tuple[str, ...],
     expires_at: datetime,
-    text_version: str = TEXT_VERSION,
+    kind: str = BANK,
+    partner_id: str | None = None,
+    text_version: str | None = None,
+    consent_id: str | None = None,
 ) -> Consent:
-    """Record a consent; its reference is new and means nothing outside this bank."""
+    """Record a consent; its reference is new and means nothing outside this bank.
+
+    The text is the one in force unless said otherwise. The same `consent_id` again is the same
+    consent.
+    """
+    assert (bank_id is not None) is (kind == BANK), (kind, bank_id)
+    now = clock.now()
     consent = Consent(
-        id=new_id("con"),
+        id=consent_id or new_id("con"),
         resident=resident,
+        kind=kind,
         bank_id=bank_id,
+        partner_id=partner_id,
         purpose=purpose,
         fields=fields,
         reference=new_id("ref"),
-        text_version=text_version,
-        created_at=clock.now(),
+        text_version=text_version or consent_texts.in_force(kind, clock.city_day(now)).version,
+        created_at=now,
         expires_at=expires_at,
         withdrawn_at=None,
     )
     document = {name: getattr(consent, name) for name in Consent.__slots__ if name != "id"}
-    _consents().insert_one({"_id": consent.id, **document, "fields": list(fields)})
+    # Nobody needs a reminder of what is given for a few days.
+    soon = expires_at <= now + RENEWAL_NOTICE
+    consent_marks.mark([resident])
+    try:
+        _consents().insert_one(
+            {"_id": consent.id, **document, "fields": list(fields), "reminded": soon}
+        )
+    except DuplicateKeyError:
+        there = get(resident, consent.id)
+        if consent_id is None or there is None:
+            raise
+        return there
     return consent
 
 
@@ -167,6 +196,7 @@ def withdraw(resident: str, consent_id: str) -> bool:
     """End a consent now; the next read already gets nothing. False if there is no such consent."""
     wanted = {"_id": consent_id, "resident": resident}
     _tell_withdrawn({**wanted, "withdrawn_at": None})
+    consent_marks.mark([resident])
     _consents().update_one(
         {**wanted, "withdrawn_at": None}, {"$set": {"withdrawn_at": clock.now()}}
     )
@@ -177,6 +207,7 @@ def withdraw_all(resident: str) -> None:
     """End every consent now, for an account that is closed."""
     wanted = {"resident": resident, "withdrawn_at": None}
     _tell_withdrawn(wanted)
+    consent_marks.mark([resident])
     _consents().update_many(wanted, {"$set": {"withdrawn_at": clock.now()}})
 
 
@@ -191,31 +222,87 @@ def _tell_withdrawn(wanted: dict[str, Any]) -> None:
                 f"withdrawn:{row['_id']}",
                 {"reference": row["reference"], "purpose": row["purpose"]},
             )
-            for row in _consents().find(wanted)
+            for row in _consents().find({**wanted, "kind": BANK})
         ]
     )
 
 
-def read(bank_id: str, reference: str, purpose: str, what: str) -> Consent | None:
-    """The live consent behind a bank's read, None when it may see nothing.
+def of_banks(resident: str) -> list[Consent]:
+    """Every consent to a bank this resident ever gave, the oldest first."""
+    found = _consents().find({"resident": resident, "kind": BANK}).sort("_id", 1)
+    return [_consent(row) for row in found]
 
-    The read is recorded before anything is answered, allowed or not. A refused one names the
-    resident only if the reference was ever given to this bank.
+
+def live(consent_ids: Sequence[str], now: datetime) -> dict[str, Consent]:
+    """Those of these consents that hold now, by id."""
+    wanted = {"_id": {"$in": list(consent_ids)}, "withdrawn_at": None, "expires_at": {"$gt": now}}
+    return {row["_id"]: _consent(row) for row in _consents().find(wanted)}
+
+
+def read(bank_id: str, reference: str, purpose: str | None, what: str) -> Consent | None:
+    """The live consent behind a bank's read, None when it may see nothing; see `read_many`."""
+    return read_many(bank_id, [reference], purpose, what)[0]
+
+
+def read_many(
+    bank_id: str, references: Sequence[str], purpose: str | None, what: str
+) -> list[Consent | None]:
+    """The live consents behind a bank's reads, None for each of which it may see nothing.
+
+    The reads are recorded before anything is answered, allowed or not, and cost the same whatever
+    is missing: one look and one write. A refused one names the resident only if the reference was
+    ever given to this bank. Without a purpose the consent's own is read for.
     """
-    found = _consents().find_one({"bank_id": bank_id, "reference": reference})
-    consent = _consent(found) if found else None
+    wanted = {"bank_id": bank_id, "reference": {"$in": list(set(references))}}
+    found = {row["reference"]: _consent(row) for row in _consents().find(wanted)}
     now = clock.now()
+    allowed = [_allows(found.get(one), purpose, what, now) for one in references]
+    _accesses().insert_many(
+        [
+            _record(bank_id, one, purpose, what, found.get(one), seen is not None, now)
+            for one, seen in zip(references, allowed, strict=True)
+        ],
+        ordered=True,
+    )
+    return allowed
+
+
+def note_reads(bank_id: str, seen: Sequence[Consent], what: str) -> None:
+    """Record what a list shows a bank of each of these consents, before it is answered."""
+    now = clock.now()
+    if seen:
+        _accesses().insert_many(
+            [_record(bank_id, one.reference, one.purpose, what, one, True, now) for one in seen],
+            ordered=True,
+        )
+
+
+def _allows(
+    consent: Consent | None, purpose: str | None, what: str, now: datetime
+) -> Consent | None:
     allowed = (
         consent is not None
         and consent.status_at(now) == "active"
-        and consent.purpose == purpose
+        and purpose in (None, consent.purpose)
         and what in consent.fields
     )
+    return consent if allowed else None
+
+
+def _record(
+    bank_id: str,
+    reference: str,
+    purpose: str | None,
+    what: str,
+    consent: Consent | None,
+    allowed: bool,
+    now: datetime,
+) -> storage.Doc:
     record: storage.Doc = {
         "_id": new_id("acc"),
         "bank_id": bank_id,
         "reference": reference,
-        "purpose": purpose,
+        "purpose": purpose or (consent.purpose if consent is not None else ""),
         "what": what,
         "allowed": allowed,
         "fields": list(consent.fields) if consent is not None and allowed else [],
@@ -223,8 +310,36 @@ def read(bank_id: str, reference: str, purpose: str, what: str) -> Consent | Non
     }
     if consent is not None:
         record["resident"] = consent.resident
-    _accesses().insert_one(record)
-    return consent if allowed else None
+    return record
+
+
+def remind(now: datetime) -> int:
+    """Tell residents once that a consent ends within a week; returns how many are done."""
+    wanted = {"reminded": False, "expires_at": {"$lte": now + RENEWAL_NOTICE}}
+    found = list(_consents().find(wanted).sort("expires_at", 1).limit(SWEEP_MAX))
+    notices = []
+    for consent in map(_consent, found):
+        if consent.status_at(now) == "active":
+            day = clock.city_day(consent.expires_at).isoformat()
+            notices.append(
+                outbox.Notice(
+                    consent.resident,
+                    f"consent-ends:{consent.id}",
+                    "consent_ends",
+                    outbox.SERVICE,
+                    {"zh": "授权即将到期", "en": "A consent ends soon"},
+                    {
+                        "zh": f"您用于“{consent.purpose}”的授权将于 {day} 到期，可在应用中续期。",
+                        "en": f"Your consent for “{consent.purpose}” ends on {day}; renew it in "
+                        "the app if you want to.",
+                    },
+                    f"tanhui://consents/{consent.id}",
+                )
+            )
+    outbox.leave_many(notices)
+    ids = [row["_id"] for row in found]
+    _consents().update_many({"_id": {"$in": ids}}, {"$set": {"reminded": True}})
+    return len(found)
 
 
 def access_log(resident: str, *, before: str | None, limit: int) -> list[Access]:
@@ -232,20 +347,30 @@ def access_log(resident: str, *, before: str | None, limit: int) -> list[Access]
     wanted: dict[str, Any] = {"resident": resident}
     if before is not None:
         wanted["_id"] = {"$lt": before}
-    return [
-        Access(
-            id=row["_id"],
-            resident=row.get("resident"),
-            bank_id=row["bank_id"],
-            reference=row["reference"],
-            purpose=row["purpose"],
-            what=row["what"],
-            allowed=row["allowed"],
-            fields=tuple(row["fields"]),
-            at=row["at"],
-        )
-        for row in _accesses().find(wanted).sort("_id", -1).limit(limit)
-    ]
+    return [_access(row) for row in _accesses().find(wanted).sort("_id", -1).limit(limit)]
+
+
+def accesses(first: datetime, end: datetime, bank_id: str | None = None) -> Iterator[Access]:
+    """Every read between two instants (the first included), oldest first, for the supervisor."""
+    wanted: dict[str, Any] = {"at": {"$gte": first, "$lt": end}}
+    if bank_id is not None:
+        wanted["bank_id"] = bank_id
+    for row in _accesses().find(wanted).sort([("at", 1), ("_id", 1)]):
+        yield _access(row)
+
+
+def _access(row: storage.Doc) -> Access:
+    return Access(
+        id=row["_id"],
+        resident=row.get("resident"),
+        bank_id=row["bank_id"],
+        reference=row["reference"],
+        purpose=row["purpose"],
+        what=row["what"],
+        allowed=row["allowed"],
+        fields=tuple(row["fields"]),
+        at=row["at"],
+    )
 
 
 def _consent(row: storage.Doc) -> Consent:

@@ -74,6 +74,10 @@ class Document:
     def text(self, text: str) -> None:
         self._parts.append(Paragraph(escape(text), _TEXT))
 
+    def small(self, text: str) -> None:
+        """Small print; a text without spaces breaks anywhere."""
+        self._parts.append(Paragraph(escape(text), _SMALL))
+
     def facts(self, rows: Sequence[tuple[str, str]]) -> None:
         """Name and value, a line each."""
         cells = [

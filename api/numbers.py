@@ -150,6 +150,8 @@ class RequestParser(FlaskParser):
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         raw = req.get_data(cache=True)
+        if not raw and getattr(schema, "body_optional", False):
+            return {}
         if not raw:
             raise MalformedRequest("The body is missing.", "缺少请求体。")
         if (

@@ -54,4 +54,12 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "task": "tanhui.keep_summaries",
         "schedule": crontab(hour=2, minute=30),
     },
+    "tell residents of consents that end within a week": {
+        "task": "tanhui.remind_of_consents",
+        "schedule": crontab(hour=9, minute=0),
+    },
+    "look at all green lists, make the banks' files of the day": {
+        "task": "tanhui.make_bank_files",
+        "schedule": crontab(hour=0, minute=40),
+    },
 }

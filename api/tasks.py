@@ -12,13 +12,27 @@ from typing import Any
 from celery import Celery, current_app, shared_task
 from kombu.exceptions import OperationalError
 
-from accounting import clock, events, jobs, outbox, proofs, subscriptions, walks
+from accounting import (
+    clients,
+    clock,
+    consent_requests,
+    consents,
+    events,
+    jobs,
+    outbox,
+    proofs,
+    subscriptions,
+    sweeping,
+    walks,
+)
+from accounting.clients import Kind
 from accounting.enterprise import validating
 from api import feed_rows, schedule
 from api.bookkeeping import RULES
 from api.config import Config
-from footprint import grade, preview, regrading, upkeep
+from footprint import grade, greenlist, preview, regrading, upkeep
 from integrations import (
+    bank_files,
     closing,
     delivery,
     exports,
@@ -216,6 +230,27 @@ def sweep_half_done() -> None:
     feed.sweep(now)
     closing.sweep(now)
     grade.sweep(now - crediting.SWEEP_AFTER)
+    consent_requests.sweep(now)
+    greenlist.sweep(now)
+
+
+@shared_task(name="tanhui.remind_of_consents")
+def remind_of_consents() -> None:
+    """Tell residents, once each, that a consent ends within a week."""
+    while consents.remind(clock.now()) == consents.SWEEP_MAX:
+        pass
+
+
+@shared_task(name="tanhui.make_bank_files")
+def make_bank_files() -> None:
+    """Look at all green lists, then make every bank's file of the day; a second run finds both."""
+    after: str | None = ""
+    while after is not None:
+        after, _ = greenlist.compare(after, greenlist.STRETCH)
+    today = clock.city_day(clock.now())
+    sweeping.each(
+        "bank file", clients.subjects(Kind.BANK), lambda bank: bank_files.of_day(bank, today)
+    )
 
 
 @shared_task(name="tanhui.validate_readings")

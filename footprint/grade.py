@@ -350,6 +350,25 @@ def newest(residents: Sequence[str]) -> dict[str, str]:
     return {row["_id"]: row["grade"] for row in found}
 
 
+def after(resident: str, number: int) -> Snapshot | None:
+    """The first snapshot beyond a number, if there is one."""
+    wanted = {"resident": resident, "number": {"$gt": number}}
+    found = snapshots().find_one(wanted, sort=[("number", 1)])
+    return snapshot_of(found) if found else None
+
+
+def newest_numbers(residents: Sequence[str]) -> dict[str, int]:
+    """The number of the newest snapshot of each resident who has one, in one read."""
+    found = snapshots().aggregate(
+        [
+            {"$match": {"resident": {"$in": list(residents)}}},
+            {"$sort": {"resident": 1, "number": -1}},
+            {"$group": {"_id": "$resident", "number": {"$first": "$number"}}},
+        ]
+    )
+    return {row["_id"]: row["number"] for row in found}
+
+
 def snapshots() -> "Collection[storage.Doc]":
     return storage.strong(SnapshotDocument._get_collection())
 

@@ -9,7 +9,7 @@ stays as long as the law asks.
 
 from datetime import datetime
 
-from accounting import accounts, consents, links, outbox, sweeping, tokens
+from accounting import accounts, consent_requests, consents, links, outbox, sweeping, tokens
 from footprint import activities, households, parked, photos, reviews
 from integrations import devices, exports
 
@@ -24,6 +24,7 @@ def erase(resident: str) -> None:
     """Erase what other places keep about a closed account; safe to repeat."""
     tokens.close_all(resident)
     consents.withdraw_all(resident)
+    consent_requests.forget(resident)
     for hashed in links.hashes_of(resident):
         parked.forget_external(hashed)
     links.unlink_all(resident)

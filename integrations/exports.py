@@ -18,7 +18,18 @@ from typing import IO, Any
 import mongoengine as me
 from pymongo.collection import Collection
 
-from accounting import accounts, book, clock, consents, jobs, links, outbox, storage, vault
+from accounting import (
+    accounts,
+    book,
+    clock,
+    consent_requests,
+    consents,
+    jobs,
+    links,
+    outbox,
+    storage,
+    vault,
+)
 from accounting.ids import new_id
 from accounting.jobs import Job
 from footprint import activities, bills, grade, households, photos, reviews
@@ -254,6 +265,7 @@ SECTIONS: dict[str, Callable[[str], Iterable[Any]]] = {
     "vouchers": _vouchers,
     "grades": _paged(grade.history, lambda snapshot: snapshot.number),
     "consents": _paged(consents.of_resident),
+    "consent_requests": _paged(consent_requests.of_resident),
     "access_log": _paged(consents.access_log),
     "notifications": _paged(outbox.inbox),
 }

@@ -122,14 +122,17 @@ def test_a_consent_is_given_seen_and_withdrawn(app: Flask, me: Caller, bank: Cal
     consent = agree(me, bank, fields=["grade", "margin", "grade"])
     assert consent == {
         "id": consent["id"],
+        "kind": "bank",
         "reference": consent["reference"],
         "bank_id": bank.id,
+        "partner_id": None,
         "purpose": "green loan",
         "fields": ["grade", "margin"],
         "text_version": "2026-01",
         "status": "active",
         "created_at": consent["created_at"],
         "expires_at": "2026-12-30T16:00:00.000Z",
+        "withdrawn_at": None,
     }
     second = agree(me, bank)
     assert second["reference"] != consent["reference"]
@@ -151,6 +154,7 @@ def test_a_consent_is_given_seen_and_withdrawn(app: Flask, me: Caller, bank: Cal
     [
         ({"bank_id": "bnk_none"}, "/bank_id"),
         ({"bank_id": None}, "/bank_id"),
+        ({"partner_id": "ptn_1"}, "/partner_id"),
         ({"purpose": ""}, "/purpose"),
         ({"purpose": "x" * 129}, "/purpose"),
         ({"fields": []}, "/fields"),
@@ -179,9 +183,9 @@ def test_a_consent_that_cannot_be_given_is_pointed_at(
 
 
 def test_the_texts_are_open_to_all(app: Flask) -> None:
-    [zh] = app.test_client().get("/v1/consent-texts").get_json()["items"]
+    [zh] = app.test_client().get("/v1/consent-texts?kind=bank").get_json()["items"]
     headers = {"Accept-Language": "en"}
-    [en] = app.test_client().get("/v1/consent-texts", headers=headers).get_json()["items"]
+    [en] = app.test_client().get("/v1/consent-texts?kind=bank", headers=headers).get_json()["items"]
     assert (zh["version"], en["version"]) == ("2026-01", "2026-01")
     assert zh["text"].startswith("您同意")
     assert en["text"].startswith("You agree")

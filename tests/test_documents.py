@@ -6,8 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 from pypdf import PdfReader
 
+from accounting.tables import csv_text
 from api.documents import Document, yuan
-from api.tables import csv_text
 
 
 def text_of(pdf: bytes) -> str:

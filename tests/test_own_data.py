@@ -19,7 +19,18 @@ from flask import Flask
 from pictures import picture
 from shop import EARNED, RECYCLED, Shop, open_shop
 
-from accounting import accounts, book, clock, consents, jobs, links, outbox, storage, vault
+from accounting import (
+    accounts,
+    book,
+    clock,
+    consent_requests,
+    consents,
+    jobs,
+    links,
+    outbox,
+    storage,
+    vault,
+)
 from accounting.clients import Kind
 from footprint import households
 from integrations import closing, devices, exports
@@ -45,6 +56,7 @@ HELD = {
     "vouchers": "vouchers",
     "grades": "grades",
     "consents": "consents",
+    "consent_requests": "consent_requests",
     "bank_access": "access_log",
     "notifications": "notifications",
 }
@@ -61,12 +73,16 @@ OF_OURS = {
     "exports": "the export itself",
     "export_pieces": "the export itself",
     "audit": "what operators did",
+    "consent_marks": "a mark that a bank may have to be told",
+    "green_standings": "how far a bank is told of consents and grades",
+    "green_changes": "what a bank was told of consents and grades",
 }
 """Collections that name residents and say nothing about them that is not in a section."""
 ANONYMOUS = {
     *("activities", "bills", "entries", "milestones", "redemptions", "vouchers", "grades"),
     *("consents", "bank_access", "claims", "summary_months", "summary_cursors", "reviews", "jobs"),
-    *("residents", "audit", "grade_changes"),
+    *("residents", "audit", "grade_changes", "consent_requests"),
+    *("consent_marks", "green_standings", "green_changes"),
 }
 """What still names the opaque id when the account is closed."""
 
@@ -133,6 +149,8 @@ def life(app: Flask) -> Life:
     }  # fmt: skip
     reference = me.post("/v1/me/consents", consent).get_json()["reference"]
     assert consents.read(bank.id, reference, "loan", "grade") is not None
+    asked = consent_requests.ask(bank.id, "customer-7", "card", ("grade",))
+    assert me.post(f"/v1/me/consent-requests/{asked.id}/approve").status_code == 201
     code = redeemed["vouchers"][0]["code"]
     return Life(me, phone, bank, city, shop, reference, code)
 

@@ -8,13 +8,15 @@ from flask.views import MethodView
 from marshmallow import fields, validate
 
 from accounting import clock, consents, vault
+from accounting.consents import Consent
 from accounting.errors import DomainError
 from api import problems
 from api.numbers import CityDay, Kilograms, Schema
 from api.openapi import Blueprint, refuses
 from api.problems import language
 from api.security import BANK, caller, door
-from api.views.grades import PURPOSE, CoverageAnswer, coverage
+from api.views.consents import PURPOSE
+from api.views.grades import CoverageAnswer, coverage
 from footprint import grade
 from integrations import jws
 
@@ -88,7 +90,10 @@ class BankGrade(MethodView):
 
         The answer carries a JWS over its other fields that verifies offline against the key set.
         """
-        return _grade(reference, wanted["purpose"])
+        consent = consents.read(caller().id, reference, wanted["purpose"], WHAT)
+        if consent is None:
+            raise NoGradeAvailable()
+        return _grade(consent)
 
 
 @blueprint.route("/v1/bank/grades/query")
@@ -101,30 +106,32 @@ class BankGrades(MethodView):
 
         It takes no Idempotency-Key: a replay would outlive a withdrawn consent.
         """
-        return {"results": [_item(one, wanted["purpose"]) for one in wanted["references"]]}
+        references, purpose = wanted["references"], wanted["purpose"]
+        found = consents.read_many(caller().id, references, purpose, WHAT)
+        return {
+            "results": [
+                _item(reference, consent)
+                for reference, consent in zip(references, found, strict=True)
+            ]
+        }
 
 
-def _item(reference: str, purpose: str) -> dict[str, Any]:
-    try:
-        found = _grade(reference, purpose)
-    except NoGradeAvailable as refusal:
+def _item(reference: str, consent: Consent | None) -> dict[str, Any]:
+    if consent is None:
+        refusal = NoGradeAvailable()
         return {
             "reference": reference,
             "status_code": problems.STATUS[refusal.code],
             "problem": problems.describe(refusal),
         }
-    return {"reference": reference, "status_code": 200, "grade": found}
+    return {"reference": reference, "status_code": 200, "grade": _grade(consent)}
 
 
-def _grade(reference: str, purpose: str) -> dict[str, Any]:
-    bank_id = caller().id
-    consent = consents.read(bank_id, reference, purpose, WHAT)
-    if consent is None:
-        raise NoGradeAvailable()
+def _grade(consent: Consent) -> dict[str, Any]:
     snapshot = grade.grade_now(consent.resident)
     policy = grade.policy_named(snapshot.policy)
     answer: dict[str, Any] = {
-        "reference": reference,
+        "reference": consent.reference,
         "grade": snapshot.standing.grade,
         "label": grade.label(policy, snapshot.standing.grade)[language()],
         "period": {"from_month": snapshot.first_month, "to_month": snapshot.last_month},
@@ -136,17 +143,16 @@ def _grade(reference: str, purpose: str) -> dict[str, Any]:
         answer["margin_below_kg"] = snapshot.standing.margin_below_mg
     if "coverage" in consent.fields:
         answer["coverage"] = coverage(snapshot)
-    return answer | {"jws": _signed(answer, bank_id)}
+    return answer | {"jws": signed(BankGradeAnswer(exclude=["jws"]).dump(answer))}
 
 
-def _signed(answer: dict[str, Any], bank_id: str) -> str:
-    """A JWS over the answer exactly as it is dumped, so both always say the same."""
-    payload = BankGradeAnswer(exclude=["jws"]).dump(answer)
+def signed(payload: dict[str, Any]) -> str:
+    """A JWS for this bank over an answer exactly as it is dumped, so both always say the same."""
     return jws.sign(
         payload,
         vault.signing_key(),
         vault.key_id(),
         issuer=current_app.extensions["config"].public_url,
-        audience=bank_id,
+        audience=caller().id,
         now=clock.now(),
     )

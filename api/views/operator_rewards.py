@@ -13,6 +13,7 @@ from marshmallow import fields, validate
 
 from accounting import audit, clock
 from accounting.errors import DomainError
+from accounting.tables import CSV, csv_text
 from api import problems, reward_terms
 from api.idempotency import business_key, idempotent
 from api.numbers import CityDay, Instant, Schema, show_instant
@@ -21,7 +22,6 @@ from api.paging import PageQuery, newest, page, page_of, place
 from api.problems import UnsupportedMediaType
 from api.reward_terms import OperatorRewardAnswer, RewardChange, RewardRequest, shown
 from api.security import OPERATOR, caller, door
-from api.tables import CSV, csv_text
 from footprint import photos
 from rewards import catalogue, figures, pictures, stock
 from rewards.offers import Reward

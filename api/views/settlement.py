@@ -12,6 +12,7 @@ from marshmallow import fields, validate
 
 from accounting import audit, clock
 from accounting.errors import NotFound
+from accounting.tables import CSV, csv_text
 from api.documents import PDF
 from api.idempotency import idempotent
 from api.numbers import CityDay, Instant, Schema, Whole
@@ -20,7 +21,6 @@ from api.paging import PageQuery, newest, page, page_of, place
 from api.problems import NotAcceptable, language
 from api.security import MERCHANT, OPERATOR, caller, door
 from api.statement_pdf import statement_pdf
-from api.tables import CSV, csv_text
 from points import terms
 from rewards import disputes, merchants, settlement, takings
 from rewards.settlement import Statement

@@ -17,7 +17,7 @@ from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
 from api.bookkeeping import RULES
 from faults import mess
-from footprint import activities, reviews, summaries, upkeep, versions
+from footprint import activities, greenlist, reviews, summaries, upkeep, versions
 from footprint.rules import Report
 from integrations import closing, exports, imports, reversals, webhook_targets, webhooks
 from points import batches, crediting, deciding, feed, holds, passing, restating
@@ -185,6 +185,10 @@ def close_account(resident: str) -> None:
     closing.close(resident)
 
 
+def follow_green(resident: str) -> None:
+    greenlist.follow(resident)
+
+
 def run_import(job_id: str, chunk_rows: int) -> str:
     imports.CHUNK_ROWS = chunk_rows
     job = imports.run(job_id, bus_rows)
@@ -326,6 +330,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         decide,
         export,
         close_account,
+        follow_green,
         run_import,
         run_restatement,
         follow_book,

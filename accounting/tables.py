@@ -14,11 +14,13 @@ _BOM = "\ufeff"
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A CSV file (RFC 4180, UTF-8 with a byte order mark); None is an empty cell."""
+    return _BOM + csv_rows([header, *rows])
+
+
+def csv_rows(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of a CSV file alone: for machines, or for a file that is written in pieces."""
     out = StringIO()
-    out.write(_BOM)
-    writer = csv.writer(out)
-    writer.writerow(header)
-    writer.writerows([cell(value) for value in row] for row in rows)
+    csv.writer(out).writerows([cell(value) for value in row] for row in rows)
     return out.getvalue()
 
 
