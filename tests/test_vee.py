@@ -106,15 +106,17 @@ def test_a_spike_is_to_be_reviewed_and_stands() -> None:
     assert told(one([day({10: 28_000})]), 10) == [(28_000, "A", None)]
 
 
-def test_an_outlier_is_flagged_against_two_weeks() -> None:
+def test_an_outlier_is_flagged_against_the_working_days_of_two_weeks() -> None:
     # Around 10,000: deviations 0 to 2,000, the median of them 1,000; 5 MAD are 5,000.
-    usual = [8_000, 9_000, 10_000, 11_000, 12_000, 9_000, 11_000, 10_000, 10_000]
+    usual = [8_000, 9_000, 10_000, 11_000, 12_000, 99, 99, 9_000, 11_000, 10_000, 10_000]
     span = [day({5: value}) for value in usual] + [day({5: 15_001})]
-    assert told(one(span, 9), 5) == [(15_001, "A", "V13")]
+    # The span begins on a Monday, so the twelfth day is a Friday.
+    assert told(one(span, 11), 5) == [(15_001, "A", "V13")]
     span[-1] = day({5: 15_000})
-    assert told(one(span, 9), 5) == [(15_000, "A", None)]
-    # Seven days are no history.
-    assert told(one([*span[:7], day({5: 15_001})], 7), 5) == [(15_001, "A", None)]
+    assert told(one(span, 11), 5) == [(15_000, "A", None)]
+    # Seven working days are no history, and a Saturday has none of its kind.
+    assert told(one([*span[:9], day({5: 15_001})], 9), 5) == [(15_001, "A", None)]
+    assert told(one([*span, day({5: 15_001})], 12), 5) == [(15_001, "A", None)]
 
 
 def test_a_flat_day_and_zeros_in_a_shift_are_flagged() -> None:

@@ -341,7 +341,7 @@ def add_meter(meter: Meter) -> Meter:
             raise MeterExists(meter=meter.meter)
         return there[meter.meter]
     _check_meter(meter, there)
-    row = _meter_row(meter)
+    row = meter_row(meter)
     identity = f"{meter.plant}/{meter.meter}"
     return _insert_same(_meters(), identity, row, meter, _meter, MeterExists)
 
@@ -492,7 +492,8 @@ def _node(row: storage.Doc) -> Node:
     return Node(**fields | {"kind": NodeKind(row["kind"])})
 
 
-def _meter_row(meter: Meter) -> storage.Doc:
+def meter_row(meter: Meter) -> storage.Doc:
+    """A meter as it is stored, without its id."""
     return {
         "plant": meter.plant,
         "meter": meter.meter,

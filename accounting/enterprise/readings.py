@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 import mongoengine as me
@@ -90,13 +89,42 @@ class _Laid:
     rows: list[tuple[int, Reading, int, int, int]] = field(default_factory=list)
 
 
+class _Known:
+    """A meter of the plant with what every row of it needs, worked out once a call."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.num, self.den = meter.scale.as_integer_ratio()
+
+    def refusal(self, row: Reading, latest: datetime) -> str | None:
+        meter = self.meter
+        if row.kind is Kind.INTERVAL and meter.kind is Kind.REGISTER:
+            return "wrong_kind"
+        if row.unit is not None and row.unit != meter.unit:
+            return "wrong_unit"
+        if row.multiplier is not None and row.multiplier != meter.multiplier:
+            return "wrong_multiplier"
+        if row.at > latest:
+            return "future_reading"
+        if row.kind is Kind.REGISTER and not 0 <= row.value <= meter.modulus:
+            return "value_out_of_range"
+        if abs(self.amount(row.value)) >= VALUE_MAX:
+            return "value_out_of_range"
+        return None
+
+    def amount(self, value: Decimal) -> int:
+        """In the meter's smallest unit, rounded down once."""
+        above, below = value.as_integer_ratio()
+        return above * self.num // (below * self.den)
+
+
 def take(plant_id: str, rows: Sequence[Reading | str]) -> list[End]:
     """Store readings of a plant; what became of each, in order.
 
     A row that could not be read comes as the code it is rejected with. Raises `AccountBusy`.
     """
     assert len(rows) <= ROWS_MAX, len(rows)
-    known = {meter.meter: meter for meter in plants.meters(plant_id)}
+    meters = {meter.meter: _Known(meter) for meter in plants.meters(plant_id)}
     latest = clock.now() + AHEAD
     ends: list[End | None] = [None] * len(rows)
     days: dict[tuple[str, date], _Laid] = {}
@@ -104,44 +132,21 @@ def take(plant_id: str, rows: Sequence[Reading | str]) -> list[End]:
         if isinstance(row, str):
             ends[place] = End(REJECTED, row)
             continue
-        meter = known.get(row.meter)
-        code = "unknown_meter" if meter is None else _refusal(row, meter, latest)
-        if code is not None or meter is None:
+        known = meters.get(row.meter)
+        code = "unknown_meter" if known is None else known.refusal(row, latest)
+        if code is not None or known is None:
             ends[place] = End(REJECTED, code)
             continue
-        day, slot, off = _slot_of(row.at, meter)
+        day, slot, off = _slot_of(row.at)
         laid = days.get((row.meter, day))
         if laid is None:
-            laid = days[(row.meter, day)] = _Laid(meter, day)
-        laid.rows.append((place, row, slot, off, _amount(row.value, meter)))
+            laid = days[(row.meter, day)] = _Laid(known.meter, day)
+        laid.rows.append((place, row, slot, off, known.amount(row.value)))
     _store(plant_id, list(days.values()), ends)
     return [end for end in ends if end is not None]
 
 
-def _refusal(row: Reading, meter: Meter, latest: datetime) -> str | None:
-    if row.kind is Kind.INTERVAL and meter.kind is Kind.REGISTER:
-        return "wrong_kind"
-    if row.unit is not None and row.unit != meter.unit:
-        return "wrong_unit"
-    if row.multiplier is not None and row.multiplier != meter.multiplier:
-        return "wrong_multiplier"
-    if row.at > latest:
-        return "future_reading"
-    if abs(Fraction(row.value)) * meter.scale >= VALUE_MAX:
-        return "value_out_of_range"
-    if row.kind is Kind.REGISTER and not 0 <= row.value <= meter.modulus:
-        return "value_out_of_range"
-    return None
-
-
-def _amount(value: Decimal, meter: Meter) -> int:
-    """In the meter's smallest unit, rounded down once."""
-    above, below = value.as_integer_ratio()
-    scale: Fraction = meter.scale
-    return above * scale.numerator // (below * scale.denominator)
-
-
-def _slot_of(at: datetime, meter: Meter) -> tuple[date, int, int]:
+def _slot_of(at: datetime) -> tuple[date, int, int]:
     """The day and slot a reading belongs to, and 0, or its second of the day if it is off.
 
     Within a minute of a slot's start it is on it; otherwise it stands for the nearest start.

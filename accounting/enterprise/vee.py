@@ -14,7 +14,7 @@ that decided it. Estimates are made from actual values only, never from other es
 | V10 | a negative interval is estimated |
 | V11 | more than 1.2 times what the rated power allows is estimated |
 | V12 | the highest of a day's values (8 or more) is over 2.8 times the third highest: to review |
-| V13 | more than 5 MAD from the median of the slot in the two weeks before: flagged |
+| V13 | over 5 MAD (and one unit) from the slot's median in two weeks of working days: flagged |
 | V14 | 24 hours the same, or zero for more than 4 hours of a shift: flagged |
 | V15 | intervals and register disagree by more than one unit and 1 %: the day is flagged |
 | V18 | up to 2 hours between two known values: linear |
@@ -270,8 +270,8 @@ class _Work:
         if any(start < change.slot <= end for change in self.changes):
             return False
         if after < before:
-            rolled = self._rolls(before, after) or before - after < self.terms.unit
-            return not rolled and following >= before
+            # After a rollover the next one would be small too.
+            return before - after >= self.terms.unit and following >= before
         return before <= following < after and after - following >= self.terms.unit
 
     def _rolls(self, before: int, after: int) -> bool:
@@ -347,7 +347,11 @@ class _Work:
             self._check_sums(start)
 
     def _flag_outliers(self, target: int, row: Sequence[int | None]) -> None:
-        days = range(max(0, target - HISTORY_DAYS), target)
+        # A Sunday is no outlier among working days; of its own kind two weeks hold too few.
+        rest = self._rests(target)
+        days = [
+            day for day in range(max(0, target - HISTORY_DAYS), target) if self._rests(day) == rest
+        ]
         if len(days) < HISTORY_MIN:
             return
         columns = [self.values[day * SLOTS : (day + 1) * SLOTS] for day in days]
@@ -364,6 +368,9 @@ class _Work:
                 deviation = median([abs(one - middle) for one in history])
                 if 0 < MAD_MAX * deviation < away:
                     self._flag(target * SLOTS + slot, "V13")
+
+    def _rests(self, day: int) -> bool:
+        return (self.weekday - 1 + day) % 7 >= 5
 
     def _flag_stops(self, target: int, row: Sequence[int | None]) -> None:
         shift = self.terms.shifts.get((self.weekday - 1 + target) % 7 + 1, frozenset())

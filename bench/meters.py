@@ -1,0 +1,191 @@
+"""Readings of plants: backfill by meter-day, the city's quarter hour, a month by day.
+
+Backfill: bodies of up to 10,000 readings, from bytes to validated days, by two workers, next to raw
+PyMongo inserting the very documents that came out, in turns. Inventory and alerts are not part of
+it until they are built; what is measured is ingest and VEE. Run: `python -m bench.meters`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import random
+import time
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Any
+
+from accounting import clock, storage, vault
+from accounting.enterprise import meterdays, plants, readings, validating
+from accounting.enterprise.meterdays import collection
+from accounting.enterprise.plants import Kind, Meter
+from accounting.enterprise.readings import Reading
+from accounting.enterprise.slots import SLOT, SLOTS
+from api.numbers import read_json
+from api.plants import take_readings
+from bench.side_by_side import fresh_store, out, rate, table, timed
+
+SECRET = bytes(range(32))
+BODY_DAYS = 104
+FIRST = date(2025, 1, 1)
+
+_started = False
+
+
+def start(uri: str) -> None:
+    """What a worker process does before its first work."""
+    global _started
+    if not _started:
+        storage.connect(uri)
+        vault.configure(SECRET)
+        _started = True
+
+
+def add_meters(plant: str, count: int) -> None:
+    for number in range(count):
+        plants.add_meter(
+            Meter(plant, f"m{number}", "electricity", Kind.INTERVAL, "kWh", rated_kw=Decimal(400))
+        )
+
+
+def body_of(meter: str, chance: random.Random, days: int = BODY_DAYS) -> bytes:
+    """A meter's days in order, with a gap in one day of ten."""
+    rows = []
+    for number in range(days):
+        begin = clock.start_of(FIRST + timedelta(days=number))
+        gap = range(40, 46) if chance.random() < 0.1 else ()
+        rows += [
+            {
+                "meter": meter,
+                "at": (begin + slot * SLOT).isoformat(),
+                "value": round(chance.uniform(20, 60), 2),
+                "kind": "interval",
+            }
+            for slot in range(SLOTS)
+            if slot not in gap
+        ]
+    return json.dumps({"readings": rows}).encode()
+
+
+def work(uri: str, plant: str, bodies: list[tuple[str, bytes]]) -> tuple[int, float]:
+    """Take bodies in and validate what they touched; readings taken, CPU seconds."""
+    start(uri)
+    began, count = time.process_time(), 0
+    last = FIRST + timedelta(days=BODY_DAYS - 1)
+    for meter, body in bodies:
+        ends = take_readings(plant, read_json(body)["readings"])
+        assert all(end.outcome == readings.ACCEPTED for end in ends)
+        count += len(ends)
+        validating.catch_up(plant, FIRST, last, meter)
+    return count, time.process_time() - began
+
+
+def raw(uri: str, documents: list[storage.Doc]) -> tuple[int, float]:
+    """Insert ready meter-days, as many to a call as a body had."""
+    start(uri)
+    began = time.process_time()
+    into = storage.strong(storage.database()["raw_meter_days"])
+    for place in range(0, len(documents), BODY_DAYS):
+        into.insert_many(documents[place : place + BODY_DAYS], ordered=False)
+    return len(documents), time.process_time() - began
+
+
+def backfill(uri: str, workers: int, meters: int, rounds: int) -> None:
+    chance = random.Random(8)
+    for name in ("plant", "day"), ("vee_due_at",), ("inventory_due_at",):
+        storage.database()["raw_meter_days"].create_index([(one, 1) for one in name])
+    ours: list[float] = []
+    theirs: list[float] = []
+    counts: list[int] = []
+    cpu = 0.0
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for turn in range(rounds + 1):
+            names = [f"bench{turn}w{number}" for number in range(workers)]
+            shares = []
+            for plant in names:
+                add_meters(plant, meters)
+                bodies = [(f"m{one}", body_of(f"m{one}", chance)) for one in range(meters)]
+                shares.append((uri, plant, bodies))
+            ends: list[tuple[int, float]] = []
+            took = timed(lambda s=shares, e=ends: e.extend(pool.starmap(work, s, chunksize=1)))
+            made = [list(collection().find({"plant": plant})) for plant in names]
+            copies = [(uri, rows) for rows in made]
+            raw_took = timed(lambda c=copies: pool.starmap(raw, c, chunksize=1))
+            if turn:  # The first warms caches and imports.
+                ours.append(took)
+                theirs.append(raw_took)
+                counts.append(sum(count for count, _ in ends))
+                cpu += sum(spent for _, spent in ends)
+    each = counts[0]
+    shown = table(f"{workers} workers, {meters} meters of {BODY_DAYS} days each", "", "readings/s")
+    shown.add_row("ours, from bytes to validated days", f"{rate(each, ours):,.0f}")
+    shown.add_row("raw PyMongo, the same documents", f"{rate(each, theirs):,.0f}")
+    out.print(shown)
+    out.print(f"ratio of the rates: {rate(1, ours) / rate(1, theirs):.2f}")
+    out.print(f"worker CPU a reading: {1e6 * cpu / sum(counts):.1f} µs")
+
+
+def live(city_plants: int) -> None:
+    """The same quarter hour of every meter of the city, one call a plant; then its validation."""
+    names = [f"city{number}" for number in range(city_plants)]
+    for plant in names:
+        rows = [
+            {
+                **plants.meter_row(Meter(plant, f"m{one}", "electricity", Kind.INTERVAL, "kWh")),
+                "_id": f"{plant}/m{one}",
+            }
+            for one in range(100)
+        ]
+        storage.database()["meters"].insert_many(rows)
+    shown = table(f"one slot of {city_plants * 100:,} meters, one process", "", "seconds")
+    for slot in (0, 1):
+        at = clock.start_of(FIRST) + slot * SLOT
+        sent = [Reading(f"m{one}", at, Decimal(12), Kind.INTERVAL) for one in range(100)]
+
+        def absorb(sent: list[Reading] = sent) -> None:
+            for plant in names:
+                readings.take(plant, sent)
+
+        shown.add_row(f"slot {slot} absorbed", f"{timed(absorb):,.1f}")
+    later = clock.now() + 2 * readings.DEBOUNCE
+
+    def validate() -> None:
+        while validating.sweep(later):
+            pass
+
+    shown.add_row("both validated, once a day touched", f"{timed(validate):,.1f}")
+    out.print(shown)
+
+
+def month(plant: str) -> None:
+    """A month of one plant of 100 meters (288,000 readings) by day."""
+    add_meters(plant, 100)
+    chance = random.Random(3)
+    for one in range(100):
+        rows: list[Any] = read_json(body_of(f"m{one}", chance, 30))["readings"]
+        take_readings(plant, rows)
+    last = FIRST + timedelta(days=29)
+    validating.catch_up(plant, FIRST, last)
+    spent = sorted(timed(lambda: meterdays.totals(plant, FIRST, last)) for _ in range(9))
+    found = len(meterdays.totals(plant, FIRST, last))
+    out.print(f"a month by day, {found:,} meter-days: median {spent[4] * 1e3:.0f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--meters", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--plants", type=int, default=1_110)
+    parser.add_argument("--only", choices=("backfill", "live", "month"))
+    wanted = parser.parse_args()
+    with fresh_store() as uri:
+        if wanted.only in (None, "backfill"):
+            backfill(uri, wanted.workers, wanted.meters, wanted.rounds)
+        if wanted.only in (None, "month"):
+            month("month")
+        if wanted.only in (None, "live"):
+            live(wanted.plants)
+
+
+if __name__ == "__main__":
+    main()
