@@ -17,6 +17,8 @@ NDJSON: Final = "application/x-ndjson"
 CSV: Final = "text/csv"
 FORMATS: Final = (NDJSON, CSV)
 LINE_BYTES_MAX = 64 * 1024
+# How much of a line that cannot be read is kept to be shown.
+TEXT_MAX = 500
 # A gzip file may blow up to this many times its size, and no further.
 GZIP_RATIO_MAX = 200
 PV: Final = ("pv_generated_kwh", "pv_exported_kwh", "pv_certified_kwh")
@@ -64,30 +66,54 @@ def rows(data: IO[bytes], *, media_type: str, gzipped: bool, size: int) -> Itera
         yield from _ndjson(bound) if media_type == NDJSON else _csv(bound)
     except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
         raise FileRefused(f"the gzip data is damaged: {error}") from None
-    except UnicodeDecodeError:
-        raise FileRefused("the file is not UTF-8") from None
 
 
 class _Bounded:
-    """Lines of a file, refusing to read more bytes in all, or in one line, than allowed."""
+    """Lines of a file as text, refusing to read more bytes in all than allowed.
+
+    A line that is too long, or is not UTF-8, is `Unreadable`; the lines behind it are read on.
+    """
 
     def __init__(self, source: IO[bytes], most: int) -> None:
         self.source = source
         self.left = most
 
-    def __iter__(self) -> Iterator[bytes]:
-        while line := self.source.readline(LINE_BYTES_MAX + 1):
-            self.left -= len(line)
-            if self.left < 0:
-                raise FileRefused("the file unpacks to far more than its size")
+    def __iter__(self) -> Iterator[str | Unreadable]:
+        encoding = "utf-8-sig"
+        while line := self._read():
             if len(line) > LINE_BYTES_MAX:
-                raise FileRefused(f"a line is longer than {LINE_BYTES_MAX} bytes")
-            yield line
+                self._skip(line)
+                yield Unreadable(_beginning(line), f"longer than {LINE_BYTES_MAX} bytes")
+            else:
+                try:
+                    yield line.decode(encoding)
+                except UnicodeDecodeError:
+                    yield Unreadable(_beginning(line), "not UTF-8")
+            encoding = "utf-8"
+
+    def _read(self) -> bytes:
+        line = self.source.readline(LINE_BYTES_MAX + 1)
+        self.left -= len(line)
+        if self.left < 0:
+            raise FileRefused("the file unpacks to far more than its size")
+        return line
+
+    def _skip(self, part: bytes) -> None:
+        """Read to the end of a line of which a part was read, keeping nothing of it."""
+        while part and not part.endswith(b"\n"):
+            part = self._read()
+
+
+def _beginning(line: bytes) -> str:
+    return line[:TEXT_MAX].decode(errors="replace").strip()
 
 
 def _ndjson(lines: _Bounded) -> Iterator[FeedRow]:
-    for number, line in enumerate(lines):
-        text = line.decode("utf-8-sig" if number == 0 else "utf-8").strip()
+    for line in lines:
+        if isinstance(line, Unreadable):
+            yield line
+            continue
+        text = line.strip()
         if not text:
             continue
         try:
@@ -97,9 +123,9 @@ def _ndjson(lines: _Bounded) -> Iterator[FeedRow]:
                 json.dumps(row, ensure_ascii=False, default=str).encode()
         except (ValueError, ArithmeticError, RecursionError):
             # Decimal answers an absurd exponent with an ArithmeticError.
-            yield Unreadable(text[:500], "not a JSON object")
+            yield Unreadable(text[:TEXT_MAX], "not a JSON object")
             continue
-        yield row if isinstance(row, dict) else Unreadable(text[:500], "not a JSON object")
+        yield row if isinstance(row, dict) else Unreadable(text[:TEXT_MAX], "not a JSON object")
 
 
 def _csv(lines: _Bounded) -> Iterator[FeedRow]:
@@ -109,8 +135,13 @@ def _csv(lines: _Bounded) -> Iterator[FeedRow]:
     close would otherwise swallow the rows behind it.
     """
     header: list[str] | None = None
-    for number, line in enumerate(lines):
-        text = line.decode("utf-8-sig" if number == 0 else "utf-8").rstrip("\r\n")
+    for line in lines:
+        if isinstance(line, Unreadable):
+            if header is None:
+                raise FileRefused(f"the header of the CSV cannot be read: {line.why}")
+            yield line
+            continue
+        text = line.rstrip("\r\n")
         if not text.strip():
             continue
         try:
@@ -118,14 +149,14 @@ def _csv(lines: _Bounded) -> Iterator[FeedRow]:
         except csv.Error as error:
             if header is None:
                 raise FileRefused(f"the header of the CSV cannot be read: {error}") from None
-            yield Unreadable(text[:500], f"not CSV: {error}")
+            yield Unreadable(text[:TEXT_MAX], f"not CSV: {error}")
             continue
         if header is None:
             header = [name.strip() for name in cells]
             if len(set(header)) < len(header):
                 raise FileRefused("the header of the CSV names a column twice")
         elif len(cells) != len(header):
-            yield Unreadable(text[:500], "has more or fewer cells than the header")
+            yield Unreadable(text[:TEXT_MAX], "has more or fewer cells than the header")
         else:
             yield _typed(dict(zip(header, cells, strict=True)))
 

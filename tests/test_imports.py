@@ -139,6 +139,22 @@ def test_a_broken_line_of_a_csv_spoils_no_neighbour(line: str, why: str) -> None
     assert broken.why.startswith(why)
 
 
+@pytest.mark.parametrize(
+    ("line", "text", "why"),
+    [
+        ("家,1".encode("gb18030"), "\ufffd\ufffd,1", "not UTF-8"),
+        (b"x" * 10_000_000, "x" * 500, "longer than 65536 bytes"),
+    ],
+)
+def test_a_line_that_is_too_long_or_not_utf8_spoils_no_neighbour(
+    line: bytes, text: str, why: str
+) -> None:
+    rows = read(b'{"a": 1}\n' + line + b'\n{"a": 2}\n' + line)
+    assert rows == [{"a": 1}, Unreadable(text, why), {"a": 2}, Unreadable(text, why)]
+    rows = read(b"external_id\nx\n" + line + b"\ny\n", CSV)
+    assert rows == [{"external_id": "x"}, Unreadable(text, why), {"external_id": "y"}]
+
+
 @pytest.mark.parametrize("content", ["", "\n\n", "external_id,quantity\n"])
 def test_an_empty_file_has_no_rows(content: str) -> None:
     assert read(content, CSV) == []
@@ -153,8 +169,10 @@ def refused(content: bytes, media_type: str = NDJSON, *, gzipped: bool = False) 
 
 
 def test_a_file_that_cannot_be_read_as_a_whole_is_refused_in_words() -> None:
-    assert refused("你好".encode("gb18030")) == "the file is not UTF-8"
-    assert refused(b"x" * 70_000) == "a line is longer than 65536 bytes"
+    gb18030 = "用户,活动\nc,bus_km\n".encode("gb18030")
+    assert refused(gb18030, CSV) == "the header of the CSV cannot be read: not UTF-8"
+    long = b"a" * 70_000 + b",b\n1,2\n"
+    assert refused(long, CSV) == "the header of the CSV cannot be read: longer than 65536 bytes"
     assert refused(b'"a"b,c\n1,2\n', CSV).startswith("the header of the CSV cannot be read")
     assert refused(b"a,b,a\n1,2,3\n", CSV) == "the header of the CSV names a column twice"
 
@@ -181,7 +199,7 @@ def test_a_gzip_bomb_is_refused_before_it_is_unpacked() -> None:
     assert len(bomb) * feeds.GZIP_RATIO_MAX < len(lines)
     assert refused(bomb, gzipped=True) == "the file unpacks to far more than its size"
     one_line = gzip.compress(b"x" * 10_000_000)
-    assert refused(one_line, gzipped=True) == "a line is longer than 65536 bytes"
+    assert refused(one_line, gzipped=True) == "the file unpacks to far more than its size"
 
 
 # Jobs.
@@ -296,9 +314,12 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_small_chunks")
 def test_a_file_that_cannot_be_read_on_fails_in_words_and_keeps_what_was_taken() -> None:
     links.link(ANNA, PARTNER, CARD)
-    content = ndjson([row(number) for number in range(CHUNK)]) + b"\xff\xfe\n"
-    failed = run(store(content))
-    assert (failed.state, failed.failure) == ("failed", "the file is not UTF-8")
+    # Cut off before the checksum: what came through until there was whole.
+    content = gzip.compress(ndjson([row(number) for number in range(CHUNK)]))[:-8]
+    failed = run(store(content, gzipped=True))
+    assert failed.state == "failed"
+    assert failed.failure is not None
+    assert failed.failure.startswith("the gzip data is damaged")
     assert (failed.done, sum(failed.counts.values())) == (CHUNK, CHUNK)
     assert imports.run(failed.id, scenarios.bus_rows) is None
 
