@@ -188,17 +188,21 @@ def reverse(activity: Activity, *, reason: str, by: str, fraud: bool = False) ->
     if earlier is None or earlier.refs["counted"] == 0:
         raise NothingToReverse()
     activities.reopen(activity)
-    entry = book.post(
-        Ask(
-            account=activity.resident,
-            key=f"reverse:{activity.id}",
-            kind="reverse",
-            fingerprint=book.fingerprint("reverse", activity.id),
-            occurred_at=activity.start,
-            cap_day=clock.city_day(activity.start),
-        ),
-        lambda head, now: _decide_reversal(activity, earlier, head, now, reason, by, fraud),
-    ).entry
+    try:
+        entry = book.post(
+            Ask(
+                account=activity.resident,
+                key=f"reverse:{activity.id}",
+                kind="reverse",
+                fingerprint=book.fingerprint("reverse", activity.id),
+                occurred_at=activity.start,
+                cap_day=clock.city_day(activity.start),
+            ),
+            lambda head, now: _decide_reversal(activity, earlier, head, now, reason, by, fraud),
+        ).entry
+    except NothingToReverse:
+        activities.close(activity)
+        raise
     return _reversed(activity, entry)
 
 
