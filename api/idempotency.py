@@ -7,12 +7,13 @@ try takes over, and the business keys below (a book entry's key) make its effect
 
 import base64
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
-from typing import Any
+from typing import IO, Any, cast
 
 import mongoengine as me
 from bson import Binary
@@ -33,6 +34,7 @@ KEY_CHARS_MAX = 255
 LEASE_S = 60
 KEPT = timedelta(days=7)
 CLAIM_ATTEMPTS_MAX = 3
+READ_BYTES = 1024 * 1024
 _PURPOSE = "idempotency"
 _DONE = "done"
 _RUNNING = "running"
@@ -48,6 +50,8 @@ class IdempotencyRecord(me.Document):
     owner = me.BinaryField(required=True)
     lease_until = me.DateTimeField(required=True)
     answer = me.BinaryField()
+    # The digest of a streamed body.
+    body = me.StringField()
     expires_at = me.DateTimeField(required=True)
 
     meta = {
@@ -65,13 +69,36 @@ class _Claim:
     owner: bytes
 
 
+class _Digested(io.RawIOBase):
+    """A streamed body whose digest is taken as it is read."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._stream.read(len(buffer))
+        buffer[: len(block)] = block
+        self._digest.update(block)
+        return len(block)
+
+    def whole(self) -> str:
+        """The digest of all of it; what nobody has read yet is read now."""
+        while self.read(READ_BYTES):
+            pass
+        return self._digest.hexdigest()
+
+
 def idempotent(
     *, required: bool = False, secrets: tuple[str, ...] = (), streamed: bool = False
 ) -> Callable[[View], View]:
     """Honour the Idempotency-Key of a view; between `blp.arguments` and `blp.response`.
 
     `secrets` names top-level fields of the answer that a replay gives as null. `streamed` leaves
-    the body alone: the key then stands for the type, length and digest the headers declare.
+    the body to the view: its digest is taken on the way, and of a repeated one instead of the view.
     """
 
     def decorate(view: View) -> View:
@@ -84,11 +111,14 @@ def idempotent(
                 return view(*args, **kwargs)
             if not 1 <= len(key) <= KEY_CHARS_MAX or not (key.isascii() and key.isprintable()):
                 raise Invalid([(f"/{HEADER}", f"1 to {KEY_CHARS_MAX} printable ASCII characters.")])
-            claimed = _claim(_key_hash(key), _fingerprint(streamed))
+            body = _Digested(request.stream) if streamed else None
+            claimed = _claim(_key_hash(key), _fingerprint(streamed), body)
             if isinstance(claimed, Response):
                 return claimed
+            if body is not None:
+                request.stream = cast("IO[bytes]", body)
             g.idempotency_key = claimed.key_hash
-            return _run(claimed, secrets, lambda: view(*args, **kwargs))
+            return _run(claimed, secrets, body, lambda: view(*args, **kwargs))
 
         once.idempotent = True  # type: ignore[attr-defined]
         return annotate(
@@ -114,7 +144,9 @@ def business_key() -> str | None:
     return g.get("idempotency_key")
 
 
-def _run(claim: _Claim, secrets: tuple[str, ...], view: Callable[[], Any]) -> Response:
+def _run(
+    claim: _Claim, secrets: tuple[str, ...], body: "_Digested | None", view: Callable[[], Any]
+) -> Response:
     finished = False
     try:
         try:
@@ -125,7 +157,7 @@ def _run(claim: _Claim, secrets: tuple[str, ...], view: Callable[[], Any]) -> Re
             final = refusal.final and response.status_code not in (401, 403, 408, 429)
             final = final and response.status_code < 500
         if final:
-            _keep(claim, response, secrets)
+            _keep(claim, response, secrets, body)
             finished = True
         return response
     finally:
@@ -134,7 +166,7 @@ def _run(claim: _Claim, secrets: tuple[str, ...], view: Callable[[], Any]) -> Re
             _release(claim)
 
 
-def _claim(key_hash: str, fingerprint: str) -> _Claim | Response:
+def _claim(key_hash: str, fingerprint: str, body: "_Digested | None") -> _Claim | Response:
     """Take the key, or answer from its record; raises `KeyReused` and `RequestInProgress`."""
     records = _records()
     for _ in range(CLAIM_ATTEMPTS_MAX):
@@ -157,35 +189,44 @@ def _claim(key_hash: str, fingerprint: str) -> _Claim | Response:
             if held["fingerprint"] != fingerprint:
                 raise KeyReused(key=request.headers[HEADER])
             if held["state"] == _DONE:
+                if body is not None and held.get("body") not in (None, body.whole()):
+                    raise KeyReused(key=request.headers[HEADER])
                 return _replay(held)
             if held["lease_until"] > now:
                 raise RequestInProgress(retry_after=_seconds(held["lease_until"] - now))
         # Left behind by a crash or expired: exactly one try gets it.
         taken = records.update_one(
-            {"_id": key_hash, "owner": held["owner"]}, {"$set": fresh, "$unset": {"answer": ""}}
+            {"_id": key_hash, "owner": held["owner"]},
+            {"$set": fresh, "$unset": {"answer": "", "body": ""}},
         )
         if taken.matched_count:
             return _Claim(key_hash, owner)
     raise RequestInProgress(retry_after=1)
 
 
-def _keep(claim: _Claim, response: Response, secrets: tuple[str, ...]) -> None:
-    body = response.get_data()
+def _keep(
+    claim: _Claim, response: Response, secrets: tuple[str, ...], body: "_Digested | None"
+) -> None:
+    said = response.get_data()
     if secrets and response.status_code < 300:
-        content = current_app.json.loads(body)
-        body = current_app.json.dumps(
+        content = current_app.json.loads(said)
+        said = current_app.json.dumps(
             {name: None if name in secrets else value for name, value in content.items()}
         ).encode()
     answer = {
         "status": response.status_code,
         "content_type": response.content_type,
         "location": response.headers.get("Location"),
-        "body": base64.b64encode(body).decode(),
+        "body": base64.b64encode(said).decode(),
     }
-    _records().update_one(
-        {"_id": claim.key_hash, "owner": Binary(claim.owner)},
-        {"$set": {"state": _DONE, "answer": vault.encrypt(json.dumps(answer), _PURPOSE)}},
-    )
+    change: dict[str, Any] = {
+        "state": _DONE,
+        "answer": vault.encrypt(json.dumps(answer), _PURPOSE),
+    }
+    if body is not None and response.status_code < 300:
+        # A refused body may not have been read to its end.
+        change["body"] = body.whole()
+    _records().update_one({"_id": claim.key_hash, "owner": Binary(claim.owner)}, {"$set": change})
 
 
 def _release(claim: _Claim) -> None:

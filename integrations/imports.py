@@ -5,6 +5,7 @@ the next worker starts at the last chunk recorded; rows of it that were taken al
 duplicates of themselves, so nothing has a second effect.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +15,10 @@ from typing import IO, Any
 
 import gridfs
 from pymongo import WriteConcern
+from pymongo.errors import DuplicateKeyError
 
 from accounting import jobs, storage, vault
-from accounting.errors import DomainError
+from accounting.errors import DomainError, KeyReused
 from accounting.ids import new_id
 from accounting.jobs import Job
 from integrations import feeds
@@ -25,6 +27,8 @@ from integrations.feeds import FeedRow, FileRefused, Unreadable
 CHUNK_ROWS = 1_000
 READ_BYTES = 256 * 1024
 FILE_BYTES_MAX = 2 * 1024**3
+# As many hexadecimal digits of a wish as name its job: 104 bits.
+ONCE_DIGITS = 26
 
 
 class FileTooLarge(DomainError):
@@ -66,19 +70,47 @@ def _files() -> gridfs.GridFSBucket:
     )
 
 
-def store(kind: str, partner_id: str, data: IO[bytes], *, media_type: str, gzipped: bool) -> Job:
-    """Write the bytes, then the job that will read them. Raises `FileTooLarge`."""
-    job_id = new_id("job")
-    size = 0
-    with _files().open_upload_stream_with_id(job_id, job_id) as upload:
+def store(
+    kind: str,
+    partner_id: str,
+    data: IO[bytes],
+    *,
+    media_type: str,
+    gzipped: bool,
+    once: str | None = None,
+) -> Job:
+    """Write the bytes, then the job that will read them. Raises `FileTooLarge`.
+
+    `once` names the wish in hexadecimal digits: repeating it gives the first job, and with other
+    bytes raises `KeyReused`.
+    """
+    file_id = new_id("file")
+    size, digest = 0, hashlib.sha256()
+    with _files().open_upload_stream_with_id(file_id, file_id) as upload:
         while block := data.read(1024 * 1024):
             size += len(block)
             if size > FILE_BYTES_MAX:
                 upload.abort()
                 raise FileTooLarge()
+            digest.update(block)
             upload.write(block)
-    arguments = {"media_type": media_type, "gzipped": gzipped, "size": size}
-    return jobs.queue(kind, partner_id, arguments, job_id)
+    arguments = {
+        "media_type": media_type,
+        "gzipped": gzipped,
+        "size": size,
+        "file": file_id,
+        "sha256": digest.hexdigest(),
+    }
+    job_id = f"job_{once[:ONCE_DIGITS]}" if once else new_id("job")
+    try:
+        return jobs.queue(kind, partner_id, arguments, job_id)
+    except DuplicateKeyError:
+        _files().delete(file_id)
+        earlier = jobs.get(job_id)
+        assert earlier is not None, "jobs are never deleted"
+        if earlier.arguments["sha256"] != arguments["sha256"]:
+            raise KeyReused() from None
+        return earlier
 
 
 def run(job_id: str, take_rows: TakeRows) -> Job | None:
@@ -88,7 +120,7 @@ def run(job_id: str, take_rows: TakeRows) -> Job | None:
         return None
     counts, done = dict(job.counts), job.done
     try:
-        with _files().open_download_stream(job.id) as data:
+        with _files().open_download_stream(job.arguments["file"]) as data:
             arguments = job.arguments
             rows = feeds.rows(
                 io.BufferedReader(_Blocks(data), READ_BYTES),

@@ -15,7 +15,7 @@ from accounting.jobs import Job
 from api import problems, tasks
 from api.bill_rows import BillAnswer, BillFields, shown_bill, take_bills
 from api.feed_rows import ACTIVITIES, BILLS, RowFields, partner_of, take_rows
-from api.idempotency import idempotent
+from api.idempotency import business_key, idempotent
 from api.numbers import CityDay, EachAlone, Instant, Schema
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, page, page_of, place
@@ -322,6 +322,7 @@ def _queued(kind: str) -> tuple[dict[str, Any], int, dict[str, str]]:
         request.stream,
         media_type=request.mimetype,
         gzipped=encoding == "gzip",
+        once=business_key(),
     )
     tasks.nudge(tasks.run_job, job.id)
     return {"job_id": job.id}, 202, {"Location": f"/v1/jobs/{job.id}"}
