@@ -82,7 +82,7 @@ class Door:
 
     kinds: frozenset[Kind]
     scope: str | None
-    body_max: int | None
+    body_max: int
     area: str | None = None
 
     def admits(self, caller: Caller) -> bool:
@@ -126,13 +126,13 @@ def door(
     *kinds: Kind,
     scope: str | None = None,
     area: str | None = None,
-    body_max: int | None = BODY_MAX,
+    body_max: int = BODY_MAX,
 ) -> Callable[[View], View]:
     """Declare who may call a view; the outermost decorator of the method.
 
     `scope` is what partners, merchants, banks and plants need. Operators need `operator`, or the
     scope of the door's `area`; with `operator` they may use every plant door.
-    `body_max` in bytes; None lets the view stream and bound the body itself.
+    `body_max` in bytes.
     """
     admitted = frozenset(kinds) | ({OPERATOR} if PLANT in kinds else frozenset())
     assert admitted, "a door admits somebody"

@@ -17,7 +17,7 @@ from flask import Flask
 
 from accounting import clock, jobs, storage, tokens
 from accounting.clients import Kind
-from api import feed_rows
+from api import feed_rows, security
 from integrations import imports
 
 NOON = datetime(2026, 5, 20, 4, tzinfo=UTC)
@@ -401,6 +401,15 @@ def test_a_job_is_seen_by_its_owner_and_the_operator(app: Flask, buses: Caller) 
         assert buses.get(path).status_code == operator.get(path).status_code == 200
         assert said(partner(app).get(path)) == (404, "not_found")
     assert said(buses.get("/v1/jobs/job_none")) == (404, "not_found")
+
+
+def test_a_file_may_be_larger_than_any_other_body(buses: Caller) -> None:
+    data = b'{"behaviour": "a row that is refused"}\n' * 100_000
+    assert len(data) > security.BODY_MAX
+    job_id = upload(buses, data)
+    job = jobs.get(job_id)
+    assert job is not None
+    assert job.arguments["size"] == len(data)
 
 
 def test_a_file_sent_again_under_its_key_is_one_job(buses: Caller) -> None:

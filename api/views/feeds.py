@@ -168,7 +168,7 @@ class LinkCodes(MethodView):
 
 @blueprint.route("/v1/feeds/activities/files")
 class FeedFiles(MethodView):
-    @door(DATA, scope="feeds:write", body_max=None)
+    @door(DATA, scope="feeds:write", body_max=imports.FILE_BYTES_MAX)
     @refuses("malformed_request", "unsupported_media_type", "payload_too_large")
     @blueprint.doc(requestBody=FILE)
     @idempotent(streamed=True)
@@ -218,7 +218,7 @@ class HistoriesAsked(MethodView):
 
 @blueprint.route("/v1/feeds/bills/files")
 class BillFiles(MethodView):
-    @door(DATA, scope="feeds:write", body_max=None)
+    @door(DATA, scope="feeds:write", body_max=imports.FILE_BYTES_MAX)
     @refuses("malformed_request", "unsupported_media_type", "payload_too_large")
     @blueprint.doc(requestBody=FILE)
     @idempotent(streamed=True)
