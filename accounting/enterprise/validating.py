@@ -35,19 +35,15 @@ _DAY = timedelta(days=1)
 
 log = logging.getLogger(__name__)
 
+# Days of one meter that are due, in order.
+Due = tuple[Meter, list[date]]
+
 
 def sweep(now: datetime, limit: int = SWEEP_MAX) -> int:
     """Validate days whose wait is over, the longest waiting first; returns how many were due."""
     wanted = {"vee_due_at": {"$lte": now}}
     found = collection().find(wanted, _WHOSE).sort("vee_due_at", 1).limit(limit)
-    count = 0
-    for meter, together in _by_meter(found):
-        try:
-            _validate(meter, together)
-        except AccountBusy:
-            log.info("%s/%s is being written, it stays due", meter.plant, meter.meter)
-        count += len(together)
-    return count
+    return _validate_all(found, patient=True)
 
 
 def catch_up(plant_id: str, first: date, last: date, meter: str | None = None) -> int:
@@ -62,11 +58,7 @@ def catch_up(plant_id: str, first: date, last: date, meter: str | None = None) -
         wanted["_id"] = between
     else:
         wanted |= {"plant": plant_id, "day": {"$gte": first.isoformat(), "$lte": last.isoformat()}}
-    count = 0
-    for known, together in _by_meter(collection().find(wanted, _WHOSE)):
-        _validate(known, together)
-        count += len(together)
-    return count
+    return _validate_all(collection().find(wanted, _WHOSE), patient=False)
 
 
 def touch(plant_id: str, meter: str) -> None:
@@ -76,7 +68,41 @@ def touch(plant_id: str, meter: str) -> None:
     collection().update_many(wanted, {"$set": {"vee_due_at": now}, "$inc": {"version": 1}})
 
 
-def _by_meter(rows: Iterable[storage.Doc]) -> Iterator[tuple[Meter, list[date]]]:
+def _validate_all(rows: Iterable[storage.Doc], *, patient: bool) -> int:
+    """Validate due days, many meters to a round trip.
+
+    What others keep changing stays due, or raises `AccountBusy` for those who cannot wait.
+    """
+    count = 0
+    for batch in _batches(_by_meter(rows)):
+        count += sum(len(due) for _, due in batch)
+        if _try(batch):
+            continue
+        for one in batch:
+            try:
+                _validate(one)
+            except AccountBusy:
+                if not patient:
+                    raise
+                log.info("%s/%s is being written, it stays due", one[0].plant, one[0].meter)
+    return count
+
+
+def _batches(dues: Iterable[Due]) -> Iterator[list[Due]]:
+    """Few enough days to hold, and a meter only once: its days hang together."""
+    batch: list[Due] = []
+    size = 0
+    for meter, due in dues:
+        if batch and (size + len(due) > TOGETHER_DAYS or batch[-1][0] == meter):
+            yield batch
+            batch, size = [], 0
+        batch.append((meter, due))
+        size += len(due)
+    if batch:
+        yield batch
+
+
+def _by_meter(rows: Iterable[storage.Doc]) -> Iterator[Due]:
     """Due days by meter, so many that one run can hold them."""
     due: dict[tuple[str, str], list[date]] = defaultdict(list)
     for row in rows:
@@ -100,28 +126,41 @@ def _together(days: Sequence[date]) -> Iterable[list[date]]:
         yield group
 
 
-def _validate(meter: Meter, due: list[date]) -> None:
+def _validate(one: Due) -> None:
     """Raises `AccountBusy` when others keep changing the same days; they stay due."""
     for attempt in range(ATTEMPTS_MAX):
-        if _try(meter, due):
+        if _try([one]):
             return
         time.sleep(random.uniform(0, PAUSE_S) * 2 ** min(attempt, 5))
     raise AccountBusy(retry_after=1)
 
 
-def _try(meter: Meter, due: list[date]) -> bool:
-    reach = vee.BEFORE + vee.AFTER
-    first, last = due[0] - reach * _DAY, due[-1] + reach * _DAY
-    found = _load(meter, first, last)
-    if not found:
-        return True
-    first, last = max(first, min(found)), min(last, max(found))
-    span = [first + number * _DAY for number in range((last - first).days + 1)]
+def _try(batch: Sequence[Due]) -> bool:
+    """Validate once; False if any of the days changed meanwhile, which then stay due."""
+    loaded = _load(batch)
+    now = clock.now()
+    own: list[UpdateOne] = []
+    others: list[UpdateOne] = []
+    for meter, due in batch:
+        found = loaded[meter.plant, meter.meter]
+        if found:
+            for day, validated in _validated(meter, due, found):
+                change = _change(meter, day, found.get(day), validated, now, day in due)
+                if change is not None:
+                    (own if day in due else others).append(change)
+    return _write(others) and _write(own)
+
+
+def _validated(
+    meter: Meter, due: Sequence[date], found: dict[date, storage.Doc]
+) -> Iterator[tuple[date, Validated]]:
+    """The due days of a meter and those that looked at them, as they come out now."""
+    first, last = min(found), max(found)
     targets = _targets({*due}, found)
     begin = clock.start_of(first)
     done = vee.validate(
         terms_of(meter),
-        [raw_day(found.get(day)) for day in span],
+        [raw_day(found.get(first + number * _DAY)) for number in range((last - first).days + 1)],
         [(day - first).days for day in targets],
         weekday=first.isoweekday(),
         changes=[
@@ -130,25 +169,25 @@ def _try(meter: Meter, due: list[date]) -> bool:
             if one.at > begin
         ],
     )
-    now = clock.now()
-    own: list[UpdateOne] = []
-    others: list[UpdateOne] = []
-    for day, validated in zip(targets, done, strict=True):
-        change = _change(meter, day, found.get(day), validated, now, day in due)
-        if change is not None:
-            (own if day in due else others).append(change)
-    return _write(others) and _write(own)
+    return zip(targets, done, strict=True)
 
 
-def _load(meter: Meter, first: date, last: date) -> dict[date, storage.Doc]:
-    between = {
-        "$gte": day_id(meter.plant, meter.meter, first),
-        "$lte": day_id(meter.plant, meter.meter, last),
-    }
-    return {
-        date.fromisoformat(row["day"]): row
-        for row in collection().find({"_id": between}, {"writers": 0})
-    }
+def _load(batch: Sequence[Due]) -> dict[tuple[str, str], dict[date, storage.Doc]]:
+    """Whatever the due days of these meters, and those that look at them, depend on."""
+    reach = (vee.BEFORE + vee.AFTER) * _DAY
+    ranges = [
+        {
+            "_id": {
+                "$gte": day_id(meter.plant, meter.meter, due[0] - reach),
+                "$lte": day_id(meter.plant, meter.meter, due[-1] + reach),
+            }
+        }
+        for meter, due in batch
+    ]
+    loaded: dict[tuple[str, str], dict[date, storage.Doc]] = defaultdict(dict)
+    for row in collection().find({"$or": ranges}, {"writers": 0}):
+        loaded[row["plant"], row["meter"]][date.fromisoformat(row["day"])] = row
+    return loaded
 
 
 def _targets(due: set[date], found: dict[date, storage.Doc]) -> list[date]:
