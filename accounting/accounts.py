@@ -187,6 +187,12 @@ def get(resident_id: str) -> Resident | None:
     return _resident(found) if found else None
 
 
+def get_many(residents: Sequence[str]) -> dict[str, Resident]:
+    """Those of some residents whose accounts are open, by id."""
+    found = _collection().find({"_id": {"$in": list(residents)}, "status": OPEN})
+    return {row["_id"]: _resident(row) for row in found}
+
+
 def known(resident_id: str) -> bool:
     """Whether there ever was such a resident; a closed account still has its book."""
     return _collection().find_one({"_id": resident_id}, {"_id": 1}) is not None

@@ -9,7 +9,7 @@ sweep finds what no nudge reached.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import mongoengine as me
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 NUDGES_MAX = 50
 SERVICE, MARKETING = "service", "marketing"
+# A row that only tells of others: it is pushed and not shown in the inbox.
+DIGEST = "digest"
+FOLDED = "folded"
 
 _nudge: Callable[[str], None] | None = None
 
@@ -36,10 +39,16 @@ class NotificationDocument(me.Document):
     title = me.DictField()
     body = me.DictField()
     deep_link = me.StringField()
+    # Of rows with one key a sleeping phone shows the last.
+    collapse_key = me.StringField()
     created_at = me.DateTimeField(required=True)
     read_at = me.DateTimeField()
     # None once nothing is left to deliver; the sweep looks here.
     next_attempt_at = me.DateTimeField()
+    # When it was first tried: from then on a day is spent on it.
+    tried_at = me.DateTimeField()
+    # Who carries it at the moment.
+    lease = me.StringField()
     delivery = me.StringField(required=True)
 
     meta = {
@@ -48,14 +57,25 @@ class NotificationDocument(me.Document):
         "indexes": [
             {"fields": ["resident", "dedupe"], "unique": True},
             {"fields": ["resident", "_id"]},
-            {"fields": ["next_attempt_at"], "sparse": True},
+            # What waits, by class: nothing that is over is in it.
+            {
+                "fields": ["category", "next_attempt_at"],
+                "name": "waiting",
+                "partialFilterExpression": {
+                    "next_attempt_at": {"$gt": datetime(1970, 1, 1, tzinfo=UTC)}
+                },
+            },
         ],
     }
 
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """One row. Texts are `{"zh": ..., "en": ...}`; `delivery` is queued, sent or no_device."""
+    """One row. Texts are `{"zh": ..., "en": ...}`; `delivery` says what became of the push.
+
+    It is queued, deferred (to the end of the quiet hours) or retrying; in the end sent, no_device,
+    not_wanted, folded (into a digest), failed or given_up. The inbox has the row in any case.
+    """
 
     id: str
     resident: str
@@ -65,9 +85,11 @@ class Notification:
     title: dict[str, str]
     body: dict[str, str]
     deep_link: str
+    collapse_key: str | None
     created_at: datetime
     read_at: datetime | None
     next_attempt_at: datetime | None
+    tried_at: datetime | None
     delivery: str
 
 
@@ -98,7 +120,11 @@ def leave(
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What is to be told to whom; the same `dedupe` tells a resident once."""
+    """What is to be told to whom; the same `dedupe` tells a resident once.
+
+    It is pushed at once, or not before an instant. Without a `collapse_key` it replaces no other on
+    a sleeping phone.
+    """
 
     resident: str
     dedupe: str
@@ -107,6 +133,8 @@ class Notice:
     title: Mapping[str, str]
     body: Mapping[str, str]
     deep_link: str
+    collapse_key: str | None = None
+    not_before: datetime | None = None
 
 
 def leave_many(notices: Sequence[Notice]) -> int:
@@ -117,9 +145,15 @@ def leave_many(notices: Sequence[Notice]) -> int:
     now = clock.now()
     rows = [_row(notice, now) for notice in notices]
     left = storage.insert_new(collection(), rows)
-    for place in left[:NUDGES_MAX]:
-        if _nudge is not None:
-            _nudge(rows[place]["_id"])
+    if _nudge is not None:
+        # What a resident may do without waits for its sweep.
+        urgent = [
+            rows[place]["_id"]
+            for place in left
+            if rows[place]["category"] == SERVICE and rows[place]["next_attempt_at"] <= now
+        ]
+        for notification_id in urgent[:NUDGES_MAX]:
+            _nudge(notification_id)
     return len(left)
 
 
@@ -133,9 +167,11 @@ def _row(notice: Notice, now: datetime) -> storage.Doc:
         "title": dict(notice.title),
         "body": dict(notice.body),
         "deep_link": notice.deep_link,
+        "collapse_key": notice.collapse_key,
         "created_at": now,
         "read_at": None,
-        "next_attempt_at": now,
+        "next_attempt_at": max(now, notice.not_before or now),
+        "tried_at": None,
         "delivery": "queued",
     }
 
@@ -145,9 +181,19 @@ def by_id(notification_id: str) -> Notification | None:
     return _notification(found) if found else None
 
 
+def found(wanted: Mapping[str, Any]) -> list[Notification]:
+    return [_notification(row) for row in collection().find(wanted)]
+
+
+def folded(resident: str, category: str) -> int:
+    """How many unread rows of a class were too many for their day, and are told of in a digest."""
+    wanted = {"resident": resident, "category": category, "delivery": FOLDED, "read_at": None}
+    return collection().count_documents({**wanted, "type": {"$ne": DIGEST}})
+
+
 def inbox(resident: str, *, before: str | None, limit: int) -> list[Notification]:
     """Newest first; `before` is the id of the last row of the page before."""
-    wanted: dict[str, Any] = {"resident": resident}
+    wanted: dict[str, Any] = {"resident": resident, "type": {"$ne": DIGEST}}
     if before is not None:
         wanted["_id"] = {"$lt": before}
     found = collection().find(wanted).sort("_id", -1).limit(limit)
@@ -155,7 +201,8 @@ def inbox(resident: str, *, before: str | None, limit: int) -> list[Notification
 
 
 def unread(resident: str) -> int:
-    return collection().count_documents({"resident": resident, "read_at": None})
+    wanted = {"resident": resident, "read_at": None, "type": {"$ne": DIGEST}}
+    return collection().count_documents(wanted)
 
 
 def forget(resident: str) -> None:
@@ -171,5 +218,7 @@ def mark_read(resident: str, notification_id: str) -> bool:
 
 
 def _notification(row: Mapping[str, Any]) -> Notification:
-    fields = {name: row[name] for name in Notification.__slots__ if name != "id"}
+    fields: dict[str, Any] = {
+        name: row.get(name) for name in Notification.__slots__ if name != "id"
+    }
     return Notification(id=row["_id"], **fields)

@@ -48,6 +48,10 @@ class Config:
     demo: bool = False
     fcm_url: str | None = None
     google_credentials: str | None = None
+    push_dry_run: bool = False
+    """Whether Firebase only checks what it is sent."""
+    push_folder: Path | None = None
+    """Where pushes are written as files, for a gateway of the city's own."""
     sms_url: str | None = field(default=None, repr=False)
     log_level: str = "INFO"
     internal_networks: tuple[Network, ...] = ()
@@ -66,6 +70,8 @@ class Config:
             demo=read.switch("TANHUI_DEMO"),
             fcm_url=read.url("TANHUI_FCM_URL", ("http", "https")).rstrip("/") or None,
             google_credentials=read.file("GOOGLE_APPLICATION_CREDENTIALS"),
+            push_dry_run=read.switch("TANHUI_PUSH_DRY_RUN"),
+            push_folder=read.folder("TANHUI_PUSH_FOLDER"),
             sms_url=read.url("TANHUI_SMS_URL", ("http", "https")) or None,
             log_level=read.choice("TANHUI_LOG_LEVEL", LOG_LEVELS, "INFO"),
             internal_networks=read.networks("TANHUI_INTERNAL_NETWORKS"),
@@ -87,6 +93,8 @@ class Config:
             "TANHUI_DEMO": "1" if self.demo else None,
             "TANHUI_FCM_URL": self.fcm_url,
             "GOOGLE_APPLICATION_CREDENTIALS": self.google_credentials,
+            "TANHUI_PUSH_DRY_RUN": "1" if self.push_dry_run else None,
+            "TANHUI_PUSH_FOLDER": str(self.push_folder) if self.push_folder else None,
             "TANHUI_SMS_URL": self.sms_url,
             "TANHUI_INTERNAL_NETWORKS": ",".join(map(str, self.internal_networks)) or None,
         }
@@ -159,6 +167,21 @@ class _Reader:
         if not Path(value).is_file():
             self.wrong(f"{name} names a file that does not exist: {value}")
         return str(Path(value).absolute())
+
+    def folder(self, name: str) -> Path | None:
+        """A folder that can be written, made when it is not there."""
+        value = self.text(name)
+        if not value:
+            return None
+        path = Path(value).absolute()
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            self.wrong(f"{name} names no folder that can be made: {value} ({error.strerror})")
+            return None
+        if not os.access(path, os.W_OK | os.X_OK):
+            self.wrong(f"{name} names a folder that cannot be written: {value}")
+        return path
 
     def choice(self, name: str, known: tuple[str, ...], default: str) -> str:
         value = self.text(name).upper() or default

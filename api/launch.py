@@ -105,8 +105,9 @@ def _start(
     state.write({**facts, "ready": False})
 
     started_ns = time.time_ns()
-    api, worker, beat, follower = processes.of(config, door, keep)
-    for child in (follower, worker, beat, api):
+    parts_of_ours = processes.of(config, door, keep)
+    api, workers, beat = parts_of_ours.api, parts_of_ours.workers, parts_of_ours.beat
+    for child in (parts_of_ours.follower, *workers, beat, api):
         start(child)
     parts.callback(door.close)  # Before gunicorn is told to stop: nobody new comes in.
     if demo:
@@ -114,8 +115,10 @@ def _start(
         say(f"demo data  ready  {data_dir / 'demo-credentials.json'}")
     await_ready(api, lambda: processes.answers(base_url), stop_asked)
     say(f"API        ready  {base_url}")
-    await_ready(worker, lambda: processes.consumes(config.redis_url), stop_asked)
-    say(f"worker     ready  {processes.WORKER_THREADS} threads")
+    for worker in workers:
+        await_ready(worker, lambda: processes.consumes(config.redis_url), stop_asked)
+    queues = " and ".join(processes.QUEUES.values())
+    say(f"workers    ready  {processes.WORKER_THREADS} threads each for {queues}")
     await_ready(beat, lambda: processes.schedules(data_dir, started_ns), stop_asked)
     say("beat       ready")
     state.write({**facts, "ready": True})

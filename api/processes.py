@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,14 +18,26 @@ from api.stack import ROOT
 from integrations import servers
 from integrations.servers import Child
 
+# A worker for each queue, so that a push or a sweep never waits behind a file.
+QUEUES = {"worker-urgent": "urgent", "worker-bulk": "bulk"}
 API_WORKERS = 2
 API_THREADS = 8
 WORKER_THREADS = 4
 GRACEFUL_SECONDS = 20
 
 
-def of(config: Config, door: socket.socket, keep: int) -> tuple[Child, Child, Child, Child]:
-    """The API, the worker, the clock and the follower of the book, not yet started."""
+@dataclass(frozen=True)
+class Parts:
+    """The API, the workers, the clock and the follower of the book."""
+
+    api: Child
+    workers: list[Child]
+    beat: Child
+    follower: Child
+
+
+def of(config: Config, door: socket.socket, keep: int) -> Parts:
+    """The processes besides the servers, not yet started."""
     metrics = config.data_dir / "metrics"
     shutil.rmtree(metrics, ignore_errors=True)  # Counters of processes that are gone.
     metrics.mkdir(mode=0o700)
@@ -56,20 +69,25 @@ def of(config: Config, door: socket.socket, keep: int) -> tuple[Child, Child, Ch
         *("--log-level", config.log_level.lower()),
     ]
     celery = ["celery", "--app", "api.worker:celery"]
-    worker = [
-        *(*celery, "worker", "--pool", "threads", "--concurrency", f"{WORKER_THREADS}"),
-        *("--without-gossip", "--without-mingle", "--loglevel", config.log_level),
-    ]
+
+    def worker(name: str, queue: str) -> Child:
+        command = [
+            *(*celery, "worker", "--pool", "threads", "--concurrency", f"{WORKER_THREADS}"),
+            *("--queues", queue, "--hostname", f"{name}@%h"),
+            *("--without-gossip", "--without-mingle", "--loglevel", config.log_level),
+        ]
+        # On SIGTERM a worker finishes its tasks first; with the servers gone it never would.
+        return child(name, command, orphaned=signal.SIGKILL)
+
     beat = [
         *(*celery, "beat", "--schedule", str(_schedule_file(config.data_dir))),
         *("--loglevel", config.log_level),
     ]
-    return (
-        child("gunicorn", api, door.fileno(), orphaned=signal.SIGTERM),
-        # On SIGTERM a worker finishes its tasks first; with the servers gone it never would.
-        child("worker", worker, orphaned=signal.SIGKILL),
-        child("beat", beat, orphaned=signal.SIGTERM),
-        child("follower", ["api.follower"], orphaned=signal.SIGKILL),
+    return Parts(
+        api=child("gunicorn", api, door.fileno(), orphaned=signal.SIGTERM),
+        workers=[worker(name, queue) for name, queue in QUEUES.items()],
+        beat=child("beat", beat, orphaned=signal.SIGTERM),
+        follower=child("follower", ["api.follower"], orphaned=signal.SIGKILL),
     )
 
 
@@ -113,10 +131,11 @@ def answers(base_url: str) -> bool:
 
 
 def consumes(redis_url: str) -> bool:
-    """Whether a worker listens: last of all it subscribes to the pattern of its control channel."""
+    """Whether the workers listen: last of all each subscribes to the pattern of control."""
     try:
         with redis.Redis.from_url(redis_url, socket_connect_timeout=5) as client:
-            return int(client.pubsub_numpat()) > 0
+            listening = client.client_list(_type="pubsub")
+            return sum(int(one["psub"]) > 0 for one in listening) >= len(QUEUES)
     except redis.RedisError:
         return False
 

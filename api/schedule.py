@@ -5,13 +5,21 @@ from typing import Any
 from celery.schedules import crontab
 
 SCHEDULE: dict[str, dict[str, Any]] = {
-    "carry notifications whose time has come": {
-        "task": "tanhui.sweep_notifications",
+    "carry notifications that concern the resident": {
+        "task": "tanhui.carry_service",
         "schedule": 15.0,
     },
     "carry events to webhooks": {
         "task": "tanhui.sweep_webhooks",
         "schedule": 15.0,
+    },
+    "carry marketing": {
+        "task": "tanhui.carry_marketing",
+        "schedule": 15.0,
+    },
+    "forget devices that were not seen for 270 days": {
+        "task": "tanhui.drop_idle_devices",
+        "schedule": crontab(hour=3, minute=10),
     },
     "give waiting jobs to a worker": {
         "task": "tanhui.sweep_jobs",
@@ -63,3 +71,16 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "schedule": crontab(hour=0, minute=40),
     },
 }
+
+
+def for_beat() -> dict[str, dict[str, Any]]:
+    """The list as beat takes it: a sweep that waited until the next one is due is dropped.
+
+    So a worker that was away comes back to one sweep of a kind and not to a night of them.
+    """
+    return {
+        name: {**entry, "options": {"expires": entry["schedule"]}}
+        if isinstance(entry["schedule"], float)
+        else entry
+        for name, entry in SCHEDULE.items()
+    }

@@ -35,6 +35,7 @@ from integrations import (
     bank_files,
     closing,
     delivery,
+    devices,
     exports,
     firebase,
     imports,
@@ -43,7 +44,8 @@ from integrations import (
     webhooks,
 )
 from integrations.firebase import FirebaseSettings
-from integrations.push import FirebasePusher
+from integrations.push import ByPlatform, FirebasePusher, Pusher
+from integrations.push_file import FilePusher
 from points import (
     bill_crediting,
     campaigns,
@@ -79,6 +81,8 @@ RUN: dict[str, Callable[[str], Any]] = {
     settlement.KIND: settlement.run,
 }
 URGENT, BULK = "urgent", "bulk"
+# A sweep of notifications begins no batch after this, so that the next one finds it done.
+CARRY_S = 12.0
 
 _paused_until = 0.0
 
@@ -109,21 +113,33 @@ def make_celery(config: Config) -> Celery:
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
-        # The worker takes from both; a push never waits behind a file.
+        # A worker of its own for each: a push or a sweep never waits behind a file.
         task_queues={URGENT: {}, BULK: {}},
-        task_default_queue=BULK,
-        task_routes={deliver.name: {"queue": URGENT}},
+        task_default_queue=URGENT,
+        task_routes={task.name: {"queue": BULK} for task in (run_job, carry_marketing)},
         task_publish_retry=False,
         timezone="Asia/Shanghai",
-        beat_schedule=schedule.SCHEDULE,
+        beat_schedule=schedule.for_beat(),
     )
-    firebase_app = firebase.client(FirebaseSettings(config.fcm_url, config.google_credentials))
-    celery.conf.tanhui_pusher = FirebasePusher(firebase_app) if firebase_app else None
+    celery.conf.tanhui_pusher = pusher_of(config)
     # Loopback is for trying things out on one machine.
     celery.conf.tanhui_webhook_post = partial(webhook_targets.post, loopback=config.demo)
     events.on_left(lambda webhook_id: nudge(carry_webhook, webhook_id))
     outbox.on_left(lambda notification_id: nudge(deliver, notification_id))
     return celery
+
+
+def pusher_of(config: Config) -> Pusher | None:
+    """The provider of this city: Firebase, files for a gateway of its own, or both.
+
+    With both, what has no Google services (Harmony) goes to the files.
+    """
+    app = firebase.client(FirebaseSettings(config.fcm_url, config.google_credentials))
+    google = FirebasePusher(app, dry_run=config.push_dry_run) if app else None
+    files = FilePusher(config.push_folder) if config.push_folder else None
+    if google and files:
+        return ByPlatform(google, {"harmony": files})
+    return google or files
 
 
 def nudge(task: Any, *arguments: str) -> None:
@@ -160,10 +176,21 @@ def run_job(job_id: str) -> None:
             nudge(run_job, reversal_id)
 
 
-@shared_task(name="tanhui.sweep_notifications")
-def sweep_notifications() -> None:
-    for notification_id in delivery.due(clock.now()):
-        nudge(deliver, notification_id)
+@shared_task(name="tanhui.carry_service")
+def carry_service() -> None:
+    """What concerns the resident: carried as soon as may be."""
+    delivery.carry_due(outbox.SERVICE, current_app.conf.tanhui_pusher, CARRY_S)
+
+
+@shared_task(name="tanhui.carry_marketing")
+def carry_marketing() -> None:
+    """What the resident may do without: it waits behind everything else."""
+    delivery.carry_due(outbox.MARKETING, current_app.conf.tanhui_pusher, CARRY_S)
+
+
+@shared_task(name="tanhui.drop_idle_devices")
+def drop_idle_devices() -> None:
+    devices.drop_idle(clock.now())
 
 
 @shared_task(name="tanhui.carry_webhook")

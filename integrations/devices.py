@@ -3,8 +3,9 @@
 A token belongs to one resident at a time: when a phone changes hands, registering moves it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import mongoengine as me
 from pymongo.collection import Collection
@@ -13,6 +14,9 @@ from accounting import clock, storage, vault
 from accounting.ids import new_id
 
 PER_RESIDENT_MAX = 20
+# The app registers its token at each start. One that was not seen for so long is gone: FCM calls
+# a token expired after 270 idle days.
+IDLE = timedelta(days=270)
 PLATFORMS = ("android", "ios", "harmony", "web")
 
 
@@ -32,6 +36,7 @@ class DeviceDocument(me.Document):
         "indexes": [
             {"fields": ["token_hash"], "unique": True},
             {"fields": ["resident", "retired_at"]},
+            {"fields": ["seen_at"]},
         ],
     }
 
@@ -80,14 +85,36 @@ def forget_all(resident: str) -> None:
 
 
 def live(resident: str) -> list[Device]:
-    wanted = {"resident": resident, "retired_at": None}
-    found = _devices().find(wanted).sort("seen_at", -1).limit(PER_RESIDENT_MAX)
-    return [_device(row) for row in found]
+    """The devices to push to, the one seen last first."""
+    return live_of([resident])[resident]
 
 
-def retire(device_id: str) -> None:
-    """The provider says this token is dead: never use it again."""
-    _devices().update_one({"_id": device_id}, {"$set": {"retired_at": clock.now()}})
+def live_of(residents: Sequence[str]) -> dict[str, list[Device]]:
+    """`live` for many residents, in one read."""
+    wanted = {
+        "resident": {"$in": list(residents)},
+        "retired_at": None,
+        "seen_at": {"$gt": clock.now() - IDLE},
+    }
+    found: dict[str, list[Device]] = {resident: [] for resident in residents}
+    for row in _devices().find(wanted).sort("seen_at", -1):
+        if len(found[row["resident"]]) < PER_RESIDENT_MAX:
+            found[row["resident"]].append(_device(row))
+    return found
+
+
+def retire(device_ids: Sequence[str], tried_at: datetime) -> None:
+    """The provider says these tokens are dead: never use them again.
+
+    One that was registered anew since it was tried lives.
+    """
+    wanted = {"_id": {"$in": list(device_ids)}, "seen_at": {"$lte": tried_at}}
+    _devices().update_many(wanted, {"$set": {"retired_at": clock.now()}})
+
+
+def drop_idle(now: datetime) -> int:
+    """Delete tokens that nobody has shown us for 270 days, the retired ones too; how many."""
+    return _devices().delete_many({"seen_at": {"$lte": now - IDLE}}).deleted_count
 
 
 def _device(row: storage.Doc) -> Device:

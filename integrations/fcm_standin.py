@@ -88,6 +88,7 @@ class Received:
     project: str
     status: int
     message: dict[str, Any]
+    validate_only: bool = False
 
 
 class FcmStandin(ThreadingHTTPServer):
@@ -138,7 +139,9 @@ class FcmStandin(ThreadingHTTPServer):
             prefix = next((start for start in BY_TOKEN if token.startswith(start)), None)
             fault = scripted or (BY_TOKEN[prefix] if prefix else None)
             at = datetime.now(UTC).isoformat(timespec="milliseconds")
-            self._received.append(Received(at, project, fault.status if fault else 200, message))
+            checked = bool(sent.get("validate_only"))
+            status = fault.status if fault else 200
+            self._received.append(Received(at, project, status, message, checked))
             return fault or f"projects/{project}/messages/{time.time_ns():x}-{len(self._received)}"
 
     @contextmanager

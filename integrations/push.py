@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -46,6 +46,7 @@ class PushMessage:
     data: Mapping[str, str]
     collapse_key: str | None = None
     message_class: MessageClass = MessageClass.SERVICE
+    platform: str = "android"
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,37 @@ class Pusher(Protocol):
         """
 
 
-class FirebasePusher:
-    """Firebase Cloud Messaging, a chunk of messages at a time."""
+class ByPlatform:
+    """Several providers behind one port: the platforms named go to their own, the rest to one.
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    This is where another vendor's channel (HMS, JPush) is put in.
+    """
+
+    def __init__(self, rest: Pusher, own: Mapping[str, Pusher]) -> None:
+        self._rest, self._own = rest, own
+
+    def send(self, messages: list[PushMessage]) -> list[PushResult]:
+        results: dict[int, PushResult] = {}
+        for pusher in {id(one): one for one in (self._rest, *self._own.values())}.values():
+            places = [
+                place
+                for place, message in enumerate(messages)
+                if self._own.get(message.platform, self._rest) is pusher
+            ]
+            if places:
+                sent = pusher.send([messages[place] for place in places])
+                results |= dict(zip(places, sent, strict=True))
+        return [results[place] for place in range(len(messages))]
+
+
+class FirebasePusher:
+    """Firebase Cloud Messaging, a chunk of messages at a time.
+
+    With `dry_run` Firebase checks each message and its token, and delivers nothing.
+    """
+
+    def __init__(self, app: App, *, dry_run: bool = False) -> None:
+        self._app, self._dry_run = app, dry_run
 
     def send(self, messages: list[PushMessage]) -> list[PushResult]:
         assert len(messages) <= MESSAGES_MAX, len(messages)
@@ -103,12 +130,15 @@ class FirebasePusher:
 
     def _send_good(self, good: list[messaging.Message]) -> list[PushResult]:
         try:
-            batch = messaging.send_each(good, app=self._app)
+            batch = messaging.send_each(good, dry_run=self._dry_run, app=self._app)
         except exceptions.FirebaseError as error:
             # Not an answer to one message: no access token, no thread, an answer that is not JSON.
             logger.warning("push: a chunk of %d was not sent: %s", len(good), error)
             return [PushResult(Outcome.RETRY, reason=str(error))] * len(good)
-        return [_judge(answer) for answer in batch.responses]
+        results = [_judge(answer) for answer in batch.responses]
+        if self._dry_run:
+            return [replace(one, reason=one.reason or "dry run") for one in results]
+        return results
 
 
 def _chunks(messages: list[PushMessage]) -> Iterator[list[PushMessage]]:
@@ -126,7 +156,10 @@ def _encoded(message: PushMessage) -> messaging.Message:
         data=dict(message.data),
         notification=messaging.Notification(title=message.title, body=message.body),
         android=messaging.AndroidConfig(
-            collapse_key=message.collapse_key, priority="high" if urgent else "normal"
+            collapse_key=message.collapse_key,
+            priority="high" if urgent else "normal",
+            # One that arrives twice takes the place of the first in the drawer.
+            notification=messaging.AndroidNotification(tag=message.data.get("notification_id")),
         ),
         apns=messaging.APNSConfig(headers=apns_headers),
     )

@@ -49,6 +49,8 @@ def test_a_child_reads_back_the_same_configuration(tmp_path: Path) -> None:
             "TANHUI_DEMO": "1",
             "TANHUI_FCM_URL": "http://localhost:9199",
             "TANHUI_SMS_URL": "https://sms.example/send",
+            "TANHUI_PUSH_DRY_RUN": "1",
+            "TANHUI_PUSH_FOLDER": str(tmp_path / "pushes"),
             "GOOGLE_APPLICATION_CREDENTIALS": str(key),
             "TANHUI_INTERNAL_NETWORKS": "10.0.0.0/8",
         }

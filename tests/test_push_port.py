@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,20 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
+from accounting import clock
 from accounting.errors import Unauthenticated
 from integrations import firebase
 from integrations.fcm_standin import Fault, FcmStandin
 from integrations.firebase import FirebaseSettings
 from integrations.push import (
+    ByPlatform,
     FirebasePusher,
     MessageClass,
     Outcome,
     PushMessage,
     PushResult,
 )
+from integrations.push_file import FilePusher
 
 DATA = {"notification_id": "ntf_1", "type": "milestone", "deep_link": "tanhui://milestones/1"}
 
@@ -80,14 +85,19 @@ def test_a_message_arrives_as_fcm_expects_it(pusher: FirebasePusher, standin: Fc
         "token": "device-1",
         "notification": {"title": "里程碑", "body": "你已减排 10 kg"},
         "data": DATA,
-        "android": {"collapse_key": "grade", "priority": "high"},
+        "android": {
+            "collapse_key": "grade",
+            "priority": "high",
+            # A second one takes the place of the first on the phone.
+            "notification": {"tag": DATA["notification_id"]},
+        },
         "apns": {"headers": {"apns-priority": "10", "apns-collapse-id": "grade"}},
     }
 
 
 def test_marketing_does_not_wake_the_phone(pusher: FirebasePusher, standin: FcmStandin) -> None:
     pusher.send([message(message_class=MessageClass.MARKETING)])
-    assert standin.received[0].message["android"] == {"priority": "normal"}
+    assert standin.received[0].message["android"]["priority"] == "normal"
     assert standin.received[0].message["apns"] == {"headers": {"apns-priority": "5"}}
 
 
@@ -330,3 +340,62 @@ def test_a_real_project_refuses_unsigned_and_malformed_tokens(key_file: str) -> 
                 firebase.verify_id_token(app, token)
         for token in ["", "x", "W10.W10.", "a.b.c"]:
             assert firebase.verify_app_check(app, token) is False
+
+
+def test_a_dry_run_is_checked_and_delivers_nothing(
+    app: firebase_admin.App, standin: FcmStandin
+) -> None:
+    results = FirebasePusher(app, dry_run=True).send([message("phone"), message("dead-1")])
+    assert [(one.outcome, one.reason) for one in results] == [
+        (Outcome.SENT, "dry run"),
+        (Outcome.RETIRE, "Requested entity was not found."),
+    ]
+    assert [one.validate_only for one in standin.received] == [True, True]
+
+
+def test_a_city_without_firebase_has_its_pushes_in_a_file(tmp_path: Path) -> None:
+    pusher = FilePusher(tmp_path / "pushes")
+    with clock.stand(datetime(2026, 5, 20, 16, 30, tzinfo=UTC)):  # Half past midnight in the city.
+        sent = pusher.send([message("one"), message("two")])
+        pusher.send([message("three", platform="harmony")])
+    assert [one.outcome for one in sent] == [Outcome.SENT] * 2
+    [file] = (tmp_path / "pushes").iterdir()
+    assert file.name == "pushes-2026-05-21.ndjson"
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert [(one["token"], one["platform"]) for one in lines] == [
+        ("one", "android"),
+        ("two", "android"),
+        ("three", "harmony"),
+    ]
+    assert lines[0]["data"] == DATA
+    assert lines[0]["title"] == "里程碑"
+
+
+def test_eight_workers_do_not_mix_their_lines(tmp_path: Path) -> None:
+    pusher = FilePusher(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        batches = [[message(f"{n}-{m}") for m in range(100)] for n in range(8)]
+        list(pool.map(pusher.send, batches))
+    [file] = tmp_path.iterdir()
+    tokens = [json.loads(line)["token"] for line in file.read_text("utf-8").splitlines()]
+    assert sorted(tokens) == sorted(f"{n}-{m}" for n in range(8) for m in range(100))
+
+
+def test_a_folder_that_is_gone_is_tried_again(tmp_path: Path) -> None:
+    pusher = FilePusher(tmp_path / "pushes")
+    (tmp_path / "pushes").rmdir()
+    [result] = pusher.send([message()])
+    assert result.outcome is Outcome.RETRY
+
+
+def test_each_platform_goes_to_its_own_provider_and_answers_keep_their_order(
+    pusher: FirebasePusher, standin: FcmStandin, tmp_path: Path
+) -> None:
+    both = ByPlatform(pusher, {"harmony": FilePusher(tmp_path)})
+    results = both.send(
+        [message("dead-1"), message("h", platform="harmony"), message("i", platform="ios")]
+    )
+    assert [one.outcome for one in results] == [Outcome.RETIRE, Outcome.SENT, Outcome.SENT]
+    assert sorted(one.message["token"] for one in standin.received) == ["dead-1", "i"]
+    [file] = tmp_path.iterdir()
+    assert json.loads(file.read_text("utf-8"))["token"] == "h"

@@ -68,7 +68,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def test_each_part_is_named_and_what_is_secret_is_readable_by_its_owner_only(
     demo_stack: Stack,
 ) -> None:
-    for part in ("MongoDB", "Redis", "indexes", "FCM", "demo data", "API", "worker", "beat"):
+    for part in ("MongoDB", "Redis", "indexes", "FCM", "demo data", "API", "workers", "beat"):
         assert any(line.startswith(part) for line in demo_stack.said().splitlines()), part
     assert demo_stack.said().count("curl") == 4
     assert demo_stack.get("/readyz") == 200

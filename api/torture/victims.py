@@ -13,7 +13,8 @@ PARTS = {
     "mongod": "mongod",
     "redis-server": "Redis",
     "gunicorn": "API",
-    "worker --pool": "worker",
+    "--queues urgent": "urgent worker",
+    "--queues bulk": "bulk worker",
     "beat --schedule": "beat",
 }
 API_WORKER = "API worker"

@@ -19,7 +19,18 @@ from api.bookkeeping import RULES
 from faults import mess
 from footprint import activities, greenlist, reviews, summaries, upkeep, versions
 from footprint.rules import Report
-from integrations import closing, exports, imports, reversals, webhook_targets, webhooks
+from integrations import (
+    closing,
+    delivery,
+    exports,
+    firebase,
+    imports,
+    reversals,
+    webhook_targets,
+    webhooks,
+)
+from integrations.firebase import FirebaseSettings
+from integrations.push import FirebasePusher
 from points import batches, crediting, deciding, feed, holds, passing, restating
 from points.wallet import InsufficientPoints, Wallet
 from rewards import catalogue, expiring, redemptions, settlement, till, vouchers
@@ -57,6 +68,13 @@ def deposit_for_ever(account: str, acknowledged: str) -> None:
             continue
         os.write(log, f"{key}\n".encode())
         os.fsync(log)
+
+
+def carry(fcm_url: str, category: str) -> int:
+    """Carry what is due of a class to the stand-in, as a sweep does."""
+    app = firebase.client(FirebaseSettings(fcm_url=fcm_url))
+    assert app is not None
+    return delivery.carry_due(category, FirebasePusher(app), 30)
 
 
 def move_many(accounts: list[str], worker: int, seed: int) -> list[str]:
@@ -315,6 +333,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         deposit,
         deposit_for_ever,
         read_meter,
+        carry,
         move_many,
         report,
         reverse,
