@@ -1,5 +1,7 @@
 """The process that follows the book and keeps the summaries: `python -m api.follower`.
 
+It also sees who has reached a milestone by their days: a first, a streak, a goal of the month.
+
 It needs MongoDB alone, so the summaries go on while the queue is away. Two of them do no harm.
 """
 
@@ -12,6 +14,7 @@ from accounting import storage, vault
 from api import logs
 from api.config import Config
 from footprint import upkeep, versions
+from points import milestones
 
 
 def main() -> None:
@@ -27,7 +30,7 @@ def main() -> None:
         signal.signal(number, stop)
     storage.connect(config.mongodb_uri)
     versions.install()
-    upkeep.follow(asked.is_set)
+    upkeep.follow(asked.is_set, milestones.look)
     storage.disconnect()
 
 

@@ -395,6 +395,23 @@ def months_of(accounts: Sequence[str]) -> dict[str, list[Month] | None]:
     return found
 
 
+def days_of(accounts: Sequence[str], first_month: str) -> dict[str, dict[date, dict[str, int]]]:
+    """Milligrams by city day and behaviour, of some accounts from a month on; in one read.
+
+    It lags the book by what the follower has not taken in.
+    """
+    wanted = {"account": {"$in": list(accounts)}, "month": {"$gte": first_month}}
+    shown = dict.fromkeys(("account", "month", "behaviours.behaviour", "behaviours.days"), 1)
+    found: dict[str, dict[date, dict[str, int]]] = {account: {} for account in accounts}
+    for document in _months().find(wanted, shown):
+        first = clock.first_day(document["month"])
+        for row in document["behaviours"]:
+            for day, mg, _, _ in row["days"]:
+                sums = found[document["account"]].setdefault(first.replace(day=day), {})
+                sums[row["behaviour"]] = sums.get(row["behaviour"], 0) + mg
+    return found
+
+
 def cells(document: Mapping[str, Any]) -> list[Cell]:
     """The cells of a stored month, in order."""
     found = [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pymongo.errors import DuplicateKeyError
 
 from accounting import alarms, book, clock, following, jobs, walks
-from accounting.book import Head
+from accounting.book import Entry, Head
 from accounting.jobs import Job
 from footprint import folding, intake, summaries
 from footprint.folding import Month
@@ -24,9 +24,18 @@ PARTS = 30
 PAGE = 500
 
 
-def follow(stopping: Callable[[], bool]) -> None:
-    """Take entries in as they are recorded, until `stopping`."""
-    following.follow(FOLLOWER, summaries.take_in, walk, stopping)
+def follow(stopping: Callable[[], bool], then: Callable[[list[Entry]], None] | None = None) -> None:
+    """Take entries in as they are recorded, until `stopping`; `then` looks at what they changed.
+
+    The place is stored after both, so `then` may be handed the same entries again.
+    """
+
+    def take_in(entries: list[Entry]) -> None:
+        summaries.take_in(entries)
+        if then is not None:
+            then(entries)
+
+    following.follow(FOLLOWER, take_in, walk, stopping)
 
 
 def walk() -> None:

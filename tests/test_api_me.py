@@ -261,6 +261,12 @@ def test_a_notification_is_read_by_its_owner_only(app: Flask) -> None:
 
 
 def test_a_new_resident_has_reached_nothing_yet(me: Caller) -> None:
-    assert me.get("/v1/me/milestones").get_json() == {"reached": [], "next": {"kg": 1}}
+    found = me.get("/v1/me/milestones").get_json()
+    assert (found["reached"], found["next"]) == ([], {"kg": 1})
+    assert [(one["milestone"], one["have"], one["need"]) for one in found["upcoming"]] == [
+        ("lifetime_1_kg", 0, 1_000),
+        ("streak_3_days", 0, 3),
+        (f"month_{clock.city_month(clock.now())}_10_kg", 0, 10_000),
+    ]
     inbox = me.get("/v1/me/notifications").get_json()
     assert inbox == {"items": [], "next_cursor": None, "unread": 0}

@@ -1,5 +1,6 @@
 """The resident's own account: preferences, links, devices, inbox, milestones, footprint summary."""
 
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from api.problems import Invalid, language
 from api.security import RESIDENT, caller, door
 from footprint import bills, methodology, summaries
 from integrations import closing, devices
-from points import feed, milestones
+from points import feed, milestones, reaching
 
 DISTRICT_CHARS_MAX = 64
 RANGE_DAYS_MAX = 800
@@ -106,8 +107,12 @@ class InboxAnswer(page_of(NotificationAnswer)):  # type: ignore[misc]
 
 
 class MilestoneAnswer(ma.Schema):
+    """`kg` of a lifetime step and a monthly goal; null of firsts and streaks."""
+
     milestone = fields.String(required=True)
-    kg = fields.Integer(required=True)
+    kind = fields.String(required=True, validate=validate.OneOf(reaching.KINDS))
+    title = fields.String(required=True)
+    kg = fields.Integer(required=True, allow_none=True)
     reached_at = Instant(required=True)
 
 
@@ -115,9 +120,23 @@ class NextMilestone(ma.Schema):
     kg = fields.Integer(required=True)
 
 
+class UpcomingMilestone(ma.Schema):
+    """How much there is of what is needed, in `unit`."""
+
+    milestone = fields.String(required=True)
+    kind = fields.String(required=True, validate=validate.OneOf(reaching.KINDS))
+    title = fields.String(required=True)
+    have = fields.Integer(required=True)
+    need = fields.Integer(required=True)
+    unit = fields.String(required=True, validate=validate.OneOf(["g", "days"]))
+
+
 class MilestonesAnswer(ma.Schema):
+    """`next` is the next step of lifetime kilograms; `upcoming` the next of each kind."""
+
     reached = fields.List(fields.Nested(MilestoneAnswer), required=True)
     next = fields.Nested(NextMilestone, required=True, allow_none=True)
+    upcoming = fields.List(fields.Nested(UpcomingMilestone), required=True)
 
 
 class SummaryQuery(Schema):
@@ -277,9 +296,16 @@ class Milestones(MethodView):
     @door(RESIDENT)
     @blueprint.response(200, MilestonesAnswer)
     def get(self) -> dict[str, Any]:
-        """Milestones reached, and the next one"""
+        """Milestones reached, oldest first, and the next ones
+
+        What a reversal took back is not among them until it is reached again.
+        """
         reached, following = milestones.of_resident(caller().id)
-        return {"reached": reached, "next": {"kg": following} if following else None}
+        return {
+            "reached": [_titled(one) for one in reached],
+            "next": {"kg": following} if following else None,
+            "upcoming": [_titled(one) for one in milestones.upcoming(caller().id)],
+        }
 
 
 @blueprint.route("/v1/me/summary")
@@ -334,6 +360,10 @@ def _range(wanted: dict[str, Any]) -> tuple[datetime, datetime]:
     if end - start > timedelta(days=RANGE_DAYS_MAX + 1):
         raise Invalid([("/from", f"At most {RANGE_DAYS_MAX} days.")])
     return start, end
+
+
+def _titled(one: milestones.Milestone | milestones.Upcoming) -> dict[str, Any]:
+    return {**asdict(one), "title": one.title[language()]}
 
 
 def _notification(row: Notification) -> dict[str, Any]:

@@ -375,3 +375,10 @@ def dimension_of(code: str) -> str:
     return next(
         found.behaviours[code].dimension for found in reversed(known()) if code in found.behaviours
     )
+
+
+def name_of(code: str) -> Mapping[str, str]:
+    """What a behaviour is called, zh and en, by the newest version that lists it."""
+    return next(
+        found.behaviours[code].name for found in reversed(known()) if code in found.behaviours
+    )

@@ -8,7 +8,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from accounting import book, clock, links, proofs
+from accounting import book, clock, links, proofs, storage
 from accounting.book import Ask, Decision, Head, Line, Wanted
 from accounting.enterprise import readings, validating
 from accounting.enterprise.plants import Kind
@@ -31,7 +31,7 @@ from integrations import (
 )
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
-from points import batches, crediting, deciding, feed, holds, passing, restating
+from points import batches, crediting, deciding, feed, holds, milestones, passing, restating
 from points.wallet import InsufficientPoints, Wallet
 from rewards import catalogue, expiring, redemptions, settlement, till, vouchers
 from rewards.vouchers import USED
@@ -299,6 +299,13 @@ def prove(job_id: str, stretch: int) -> str | None:
     return job.state if job is not None else None
 
 
+def follow_to_milestone(resident: str, name: str) -> None:
+    """Follow the book as its process does, until a resident has a milestone."""
+    wanted = {"resident": resident, "milestone": name}
+    there = storage.database()["milestones"].count_documents
+    upkeep.follow(lambda: bool(there(wanted)), milestones.look)
+
+
 def follow_book(heads: dict[str, int]) -> dict[str, int]:
     """Follow the book until these heads are taken in; returns the cursors then."""
     upkeep.follow(lambda: summaries.cursors(heads) == heads)
@@ -353,6 +360,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         run_import,
         run_restatement,
         follow_book,
+        follow_to_milestone,
         prove,
         run_reversal,
         run_passing,
