@@ -11,7 +11,9 @@ remembers what it was sent. Run it with `python -m integrations.fcm_standin --po
 """
 
 import json
+import random
 import re
+import sys
 import threading
 import time
 from collections import deque
@@ -103,12 +105,20 @@ class FcmStandin(ThreadingHTTPServer):
         self.url = f"http://{HOST}:{self.server_address[1]}"
         self._received: deque[Received] = deque(maxlen=RECEIVED_MAX)
         self._faults: deque[Fault] = deque()
+        # Faults that befall a share of what would go well, as the seed has it.
+        self.mishaps: tuple[tuple[float, Fault], ...] = ()
+        self.rng = random.Random(0)
         self._lock = threading.Lock()
 
     def server_bind(self) -> None:
         # HTTPServer would look the host name up, which can take seconds without a resolver.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = HOST, self.server_address[1]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A sender that was killed in the middle is no fault of ours; anything else is said."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def received(self) -> list[Received]:
@@ -137,12 +147,20 @@ class FcmStandin(ThreadingHTTPServer):
         with self._lock:
             scripted = self._faults.popleft() if self._faults else None
             prefix = next((start for start in BY_TOKEN if token.startswith(start)), None)
-            fault = scripted or (BY_TOKEN[prefix] if prefix else None)
+            fault = scripted or (BY_TOKEN[prefix] if prefix else self._mishap())
             at = datetime.now(UTC).isoformat(timespec="milliseconds")
             checked = bool(sent.get("validate_only"))
             status = fault.status if fault else 200
             self._received.append(Received(at, project, status, message, checked))
             return fault or f"projects/{project}/messages/{time.time_ns():x}-{len(self._received)}"
+
+    def _mishap(self) -> Fault | None:
+        drawn = self.rng.random()
+        for share, fault in self.mishaps:
+            if drawn < share:
+                return fault
+            drawn -= share
+        return None
 
     @contextmanager
     def running(self) -> Iterator["FcmStandin"]:

@@ -175,6 +175,11 @@ def _record(reached: Sequence[tuple[str, Step]]) -> None:
     if not reached:
         return
     now = clock.now()
+    today = clock.city_day(now)
+    # Told first, and recorded only then: what has its row is not looked at again.
+    outbox.leave_many(
+        [_notice(resident, step) for resident, step in reached if _is_told(step, today)]
+    )
     rows = [_row(resident, step, now) for resident, step in reached]
     if len(storage.insert_new(_collection(), rows)) < len(rows):
         # Some are there: perhaps they were taken back, and are reached again.
@@ -190,10 +195,6 @@ def _record(reached: Sequence[tuple[str, Step]]) -> None:
             for row in rows
         ]
         _collection().bulk_write(again, ordered=False)
-    today = clock.city_day(now)
-    outbox.leave_many(
-        [_notice(resident, step) for resident, step in reached if _is_told(step, today)]
-    )
 
 
 def _is_told(step: Step, today: date) -> bool:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from accounting.errors import AccountBusy, DomainError, KeyReused
 from footprint import activities, grade, parked, summaries
 from footprint.rules import Report
 from integrations import delivery, devices
+from integrations.push_file import FilePusher
 from points import crediting, feed, milestones, statements
 from rewards import catalogue, merchants, redemptions, takings, till, vouchers
 
@@ -564,7 +566,10 @@ def seen_by_the_resident(anna: str, tag: str, now: datetime) -> None:
     grade.grade_now(anna)
     grade.history(anna, before=None, limit=9)
     milestones.of_resident(anna)
+    milestones.upcoming(anna)
+    milestones.look(list(book.entries(anna)))
     devices.register(anna, "token", "android")
+    accounts.change(anna, {"quiet_hours": None})
     devices.live(anna)
     claims.take("invoice", "1", "somebody")
 
@@ -589,8 +594,10 @@ def swept(now: datetime) -> None:
     takings.book_unbooked(later)
     links.parked_open(later)
     parked.of_external("nobody")
-    for notification_id in delivery.due(later):
-        delivery.deliver(notification_id, None)
+    with TemporaryDirectory() as folder:
+        for category in (outbox.SERVICE, outbox.MARKETING):
+            delivery.carry_due(category, FilePusher(Path(folder)), 5)
+    devices.drop_idle(later)
     jobs.queue("feed", "bus", {})
     jobs.waiting(later)
 
