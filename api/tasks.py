@@ -116,7 +116,9 @@ def make_celery(config: Config) -> Celery:
         # A worker of its own for each: a push or a sweep never waits behind a file.
         task_queues={URGENT: {}, BULK: {}},
         task_default_queue=URGENT,
-        task_routes={task.name: {"queue": BULK} for task in (run_job, carry_marketing)},
+        task_routes={
+            task.name: {"queue": BULK} for task in (run_job, carry_marketing, expire_vouchers)
+        },
         task_publish_retry=False,
         timezone="Asia/Shanghai",
         beat_schedule=schedule.for_beat(),
