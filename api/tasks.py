@@ -81,6 +81,16 @@ RUN: dict[str, Callable[[str], Any]] = {
     settlement.KIND: settlement.run,
 }
 URGENT, BULK = "urgent", "bulk"
+# What may take long, or waits for somebody else's server.
+SLOW = (
+    "tanhui.run_job",
+    "tanhui.carry_marketing",
+    "tanhui.carry_webhook",
+    "tanhui.expire_vouchers",
+    "tanhui.remind_of_consents",
+    "tanhui.make_bank_files",
+    "tanhui.validate_readings",
+)
 # A sweep of notifications begins no batch after this, so that the next one finds it done.
 CARRY_S = 12.0
 
@@ -116,9 +126,7 @@ def make_celery(config: Config) -> Celery:
         # A worker of its own for each: a push or a sweep never waits behind a file.
         task_queues={URGENT: {}, BULK: {}},
         task_default_queue=URGENT,
-        task_routes={
-            task.name: {"queue": BULK} for task in (run_job, carry_marketing, expire_vouchers)
-        },
+        task_routes={name: {"queue": BULK} for name in SLOW},
         task_publish_retry=False,
         timezone="Asia/Shanghai",
         beat_schedule=schedule.for_beat(),
