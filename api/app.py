@@ -17,7 +17,7 @@ from api.metrics import Metrics
 from api.numbers import ExactJSON
 from api.openapi import Api
 from api.views import BLUEPRINTS
-from footprint import versions
+from footprint import policy_versions, versions
 from integrations import firebase, sms
 from integrations.firebase import FirebaseSettings
 from integrations.signatures import AGE_S_MAX, NonceStore
@@ -36,6 +36,7 @@ def create_app(config: Config) -> Flask:
     vault.configure(config.secret)
     storage.connect(config.mongodb_uri)
     versions.install()
+    policy_versions.install()
     logs.configure(config.log_level)
 
     # No static folder and no automatic OPTIONS: only what is declared below answers.

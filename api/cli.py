@@ -24,7 +24,7 @@ from accounting import clock, proofs, storage, vault, verifying
 from accounting import factors as the_factors
 from accounting.factors import review
 from accounting.verifying import Broken, Place
-from api import launch, operators, stack
+from api import grading, launch, operators, stack
 from api.bookkeeping import RULES
 from api.config import ConfigError
 from api.operators import data_dir_option
@@ -150,6 +150,7 @@ def _checked_book(anew: bool) -> Place:
 
 
 tanhui.add_command(operators.operator)
+tanhui.add_command(grading.grades)
 
 
 @tanhui.command()

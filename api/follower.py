@@ -13,7 +13,7 @@ from types import FrameType
 from accounting import storage, vault
 from api import logs
 from api.config import Config
-from footprint import upkeep, versions
+from footprint import policy_versions, upkeep, versions
 from points import milestones
 
 
@@ -30,6 +30,7 @@ def main() -> None:
         signal.signal(number, stop)
     storage.connect(config.mongodb_uri)
     versions.install()
+    policy_versions.install()
     upkeep.follow(asked.is_set, milestones.look)
     storage.disconnect()
 

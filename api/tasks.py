@@ -30,7 +30,7 @@ from accounting.enterprise import validating
 from api import feed_rows, schedule
 from api.bookkeeping import RULES
 from api.config import Config
-from footprint import grade, greenlist, preview, regrading, upkeep
+from footprint import grade, greenlist, policy_preview, preview, regrading, upkeep
 from integrations import (
     bank_files,
     closing,
@@ -75,6 +75,7 @@ RUN: dict[str, Callable[[str], Any]] = {
     liability.KIND: liability.run,
     restating.KIND: restating.run,
     regrading.RANGE_KIND: regrading.run_range,
+    policy_preview.KIND: policy_preview.run,
     upkeep.KIND: upkeep.run,
     proofs.KIND: partial(proofs.run, rules=RULES),
     reversals.KIND: reversals.run,

@@ -5,11 +5,12 @@ import os
 from accounting import storage, vault
 from api import logs, tasks
 from api.config import Config
-from footprint import versions
+from footprint import policy_versions, versions
 
 config = Config.from_env(os.environ)
 vault.configure(config.secret)
 storage.connect(config.mongodb_uri)
 versions.install()
+policy_versions.install()
 logs.configure(config.log_level)
 celery = tasks.make_celery(config)

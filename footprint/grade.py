@@ -104,6 +104,10 @@ class Snapshot:
     inputs: Inputs
 
     @property
+    def id(self) -> str:
+        return f"{self.resident}/{self.number}"
+
+    @property
     def policy(self) -> str:
         return self.inputs.policy
 
@@ -208,6 +212,12 @@ def taken_back(resident: str, *, fraud: bool = False) -> None:
     """
     if newest_of(resident) is not None:
         grade_now(resident, released=fraud)
+
+
+def made_anew(resident: str) -> Snapshot:
+    """Build the months of a resident again from the book, and grade; safe to repeat."""
+    summaries.rebuild(resident)
+    return grade_now(resident)
 
 
 def graded(
@@ -332,9 +342,12 @@ def history(resident: str, *, before: int | None, limit: int) -> list[Snapshot]:
     return [snapshot_of(document) for document in found]
 
 
-def newest_of(resident: str) -> Snapshot | None:
-    """The last grading of a resident, if there was one."""
-    found = snapshots().find_one({"resident": resident}, sort=[("number", -1)])
+def newest_of(resident: str, *, before: datetime | None = None) -> Snapshot | None:
+    """The last grading of a resident, if there was one; of those before an instant, if given."""
+    wanted: dict[str, Any] = {"resident": resident}
+    if before is not None:
+        wanted["graded_at"] = {"$lt": before}
+    found = snapshots().find_one(wanted, sort=[("number", -1)])
     return snapshot_of(found) if found else None
 
 
@@ -369,6 +382,12 @@ def newest_numbers(residents: Sequence[str]) -> dict[str, int]:
     return {row["_id"]: row["number"] for row in found}
 
 
+def by_id(snapshot_id: str) -> Snapshot:
+    found = snapshots().find_one({"_id": snapshot_id})
+    assert found is not None, "snapshots are never deleted"
+    return snapshot_of(found)
+
+
 def snapshots() -> "Collection[storage.Doc]":
     return storage.strong(SnapshotDocument._get_collection())
 
@@ -376,7 +395,7 @@ def snapshots() -> "Collection[storage.Doc]":
 def document_of(snapshot: Snapshot) -> storage.Doc:
     """A snapshot as it is stored; `regrading` makes the same on the server."""
     return {
-        "_id": f"{snapshot.resident}/{snapshot.number}",
+        "_id": snapshot.id,
         "resident": snapshot.resident,
         "number": snapshot.number,
         "graded_at": snapshot.graded_at,

@@ -18,12 +18,20 @@ from accounting.errors import DomainError, NotFound
 from accounting.ids import new_id
 
 PHOTOS, VACANCY, APPEAL, BILL_APPEAL = "photos", "vacancy", "appeal", "bill_appeal"
+# Of a grading.
+OBJECTION = "grade_objection"
 OPEN, ACCEPTED, REFUSED, WITHDRAWN = "open", "accepted", "refused", "withdrawn"
 # An appeal is told in its own words.
 APPEAL_WORDS = {OPEN: "open", ACCEPTED: "upheld", REFUSED: "refused", WITHDRAWN: "withdrawn"}
 # Appeals are a work list of their own.
 REVIEWS, APPEALS = "reviews", "appeals"
-QUEUES = {PHOTOS: REVIEWS, VACANCY: REVIEWS, APPEAL: APPEALS, BILL_APPEAL: APPEALS}
+QUEUES = {
+    PHOTOS: REVIEWS,
+    VACANCY: REVIEWS,
+    APPEAL: APPEALS,
+    BILL_APPEAL: APPEALS,
+    OBJECTION: APPEALS,
+}
 # Calendar days, as for objections in credit reporting (Credit Reporting Regulation, article 25).
 DECIDE_WITHIN = timedelta(days=20)
 _PURPOSE = "review-text"

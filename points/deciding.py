@@ -12,10 +12,11 @@ from typing import Any
 
 from accounting import audit, claims, outbox, sweeping
 from accounting.errors import DomainError
-from footprint import activities, bills, methodology, photos, reviews
+from footprint import activities, bills, grade, methodology, photos, reviews
 from footprint.activities import Activity
 from footprint.billing_rules import VACANCY
 from footprint.bills import Bill
+from footprint.grade import Snapshot
 from footprint.reviews import Decision, Review
 from points import bill_crediting, crediting
 from points.crediting import Overruling
@@ -70,6 +71,11 @@ def appeal_bill(bill: Bill, resident: str, text: str) -> tuple[Review, bool]:
     return _appeal(reviews.BILL_APPEAL, bill.id, resident, text, allowed=bill_appealable(bill))
 
 
+def object_to(graded: Snapshot, text: str) -> tuple[Review, bool]:
+    """Object to a grading; see `appeal`. Upheld, it is made again from the entries of the book."""
+    return _appeal(reviews.OBJECTION, graded.id, graded.resident, text, allowed=True)
+
+
 def _appeal(
     kind: str, subject: str, resident: str, text: str, *, allowed: bool
 ) -> tuple[Review, bool]:
@@ -112,6 +118,10 @@ def finish(review: Review) -> Review:
         told = bill_crediting.reviewed(bills.by_id(review.subject), accept=accepted)
     elif review.kind == reviews.BILL_APPEAL:
         told = not accepted or bill_crediting.appealed(bills.by_id(review.subject))
+    elif review.kind == reviews.OBJECTION:
+        told = True
+        if accepted:
+            grade.made_anew(review.residents[0])
     elif review.kind == reviews.PHOTOS:
         told = _photos_decided(_activity(review), accepted)
         photos.expire(review.subject, review.decided_at)
@@ -209,6 +219,10 @@ def _activity(review: Review) -> Activity:
 
 def _seen(review: Review) -> dict[str, Any]:
     """What the subject of a review is now, for the audit."""
+    if review.kind == reviews.OBJECTION:
+        last = grade.newest_of(review.residents[0])
+        assert last is not None, "a grading is made before it is objected to"
+        return {"grading": last.id, "grade": last.standing.grade, "mg": last.standing.counted_mg}
     subject: Activity | Bill
     if review.kind in OF_BILLS:
         subject = bills.by_id(review.subject)
@@ -231,19 +245,25 @@ _TITLES = {
     (reviews.APPEAL, reviews.REFUSED): ("申诉未获支持", "Your appeal was refused"),
     (reviews.BILL_APPEAL, reviews.ACCEPTED): ("账单申诉成立", "Your bill was credited"),
     (reviews.BILL_APPEAL, reviews.REFUSED): ("账单申诉未获支持", "Your bill was not credited"),
+    (reviews.OBJECTION, reviews.ACCEPTED): ("等级异议成立", "Your objection was upheld"),
+    (reviews.OBJECTION, reviews.REFUSED): ("等级异议未获支持", "Your objection was refused"),
 }
 _TYPES = {
     reviews.PHOTOS: "photos_reviewed",
     reviews.VACANCY: "bill_reviewed",
     reviews.APPEAL: "appeal_decided",
     reviews.BILL_APPEAL: "appeal_decided",
+    reviews.OBJECTION: "appeal_decided",
 }
+
+
+_PLACES = {**dict.fromkeys(OF_BILLS, "bills"), reviews.OBJECTION: "grade"}
 
 
 def _tell(review: Review) -> None:
     """Leave a notification; the operator's words stay in the app, off the push service."""
     zh, en = _TITLES[review.kind, review.status]
-    place = "bills" if review.kind in OF_BILLS else f"activities/{review.subject}"
+    place = _PLACES.get(review.kind, f"activities/{review.subject}")
     for resident in review.residents:
         outbox.leave(
             resident,

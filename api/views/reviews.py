@@ -21,8 +21,10 @@ from api.problems import Invalid, PayloadTooLarge, UnsupportedMediaType
 from api.reports import ActivityAnswer, shown
 from api.security import OPERATOR, RESIDENT, caller, door
 from api.views.activities import mine
+from api.views.grades import GradeAnswer
+from api.views.grades import shown as shown_grade
 from api.views.households import my_bill
-from footprint import activities, bills, photos, reviews
+from footprint import activities, bills, grade, photos, reviews
 from footprint.photos import Photo
 from footprint.reviews import Decision, Review
 from points import deciding
@@ -111,11 +113,12 @@ class AppealRequest(Schema):
 
 
 class AppealAnswer(ma.Schema):
-    """Of an activity or of a bill."""
+    """Of an activity, of a bill, or of a grading by its number."""
 
     appeal_id = fields.String(required=True)
     activity_id = fields.String()
     bill_id = fields.String()
+    grading = fields.Integer()
     status = fields.String(required=True, validate=validate.OneOf(list(APPEAL_STATUSES)))
     text = fields.String(required=True)
     opened_at = Instant(required=True)
@@ -129,6 +132,7 @@ class OperatorAppealAnswer(AppealAnswer):
     overdue = fields.Boolean(required=True)
     activity = fields.Nested(ActivityAnswer)
     bill = fields.Nested(BillAnswer)
+    grade = fields.Nested(GradeAnswer)
 
 
 class AppealQuery(PageQuery):
@@ -206,6 +210,23 @@ class BillAppeal(MethodView):
         It is answered within 20 days. One a bill, by whoever of the household asks first.
         """
         found, fresh = deciding.appeal_bill(my_bill(bill_id), caller().id, wanted["text"])
+        return _appeal(found), 201 if fresh else 200
+
+
+@blueprint.route("/v1/me/grade/objections")
+class Objections(MethodView):
+    @door(RESIDENT)
+    @refuses("already_appealed")
+    @blueprint.arguments(AppealRequest)
+    @idempotent()
+    @blueprint.response(201, AppealAnswer)
+    @blueprint.alt_response(200, schema=AppealAnswer, description="Objected before, same text")
+    def post(self, wanted: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Object to my grade as it stands; a person answers within 20 days
+
+        One a grading. Upheld, the grading is made again from the entries of the book.
+        """
+        found, fresh = deciding.object_to(grade.grade_now(caller().id), wanted["text"])
         return _appeal(found), 201 if fresh else 200
 
 
@@ -345,10 +366,9 @@ def _photo(photo: Photo) -> dict[str, Any]:
 
 
 def _appeal(review: Review) -> dict[str, Any]:
-    subject = "bill_id" if review.kind == reviews.BILL_APPEAL else "activity_id"
     return {
         "appeal_id": review.id,
-        subject: review.subject,
+        **_subject(review),
         "status": reviews.APPEAL_WORDS[review.status],
         "text": review.text,
         "opened_at": review.opened_at,
@@ -358,6 +378,14 @@ def _appeal(review: Review) -> dict[str, Any]:
     }
 
 
+def _subject(review: Review) -> dict[str, Any]:
+    if review.kind == reviews.BILL_APPEAL:
+        return {"bill_id": review.subject}
+    if review.kind == reviews.OBJECTION:
+        return {"grading": grade.by_id(review.subject).number}
+    return {"activity_id": review.subject}
+
+
 def _operator_appeal(review: Review) -> dict[str, Any]:
     answer = _appeal(review) | {
         "resident_id": review.residents[0],
@@ -365,6 +393,8 @@ def _operator_appeal(review: Review) -> dict[str, Any]:
     }
     if review.kind == reviews.BILL_APPEAL:
         return answer | {"bill": shown_bill(bills.by_id(review.subject))}
+    if review.kind == reviews.OBJECTION:
+        return answer | {"grade": shown_grade(grade.by_id(review.subject))}
     return answer | {"activity": _activity(review.subject)}
 
 
