@@ -137,7 +137,7 @@ class RewardChange(RewardTerms):
     stock_delta = Whole(
         validate=[validate.Range(-STOCK_MAX, STOCK_MAX), validate.NoneOf([0])],
     )
-    reason = fields.String(required=True, validate=validate.Length(1, 500))
+    reason = fields.String(validate=validate.Length(1, 500))
 
 
 class FunderShareAnswer(ma.Schema):

@@ -163,7 +163,7 @@ class OperatorReward(MethodView):
             if "low_stock_at" in changes:
                 stock.watch(reward_id)
         audit.note(
-            caller().id, "reward changed", reward_id, reason=wanted["reason"],
+            caller().id, "reward changed", reward_id, reason=wanted.get("reason"),
             before=before, after=after, once=f"changed:{key}" if key else None,
         )  # fmt: skip
         return shown(catalogue.reward(reward_id))
