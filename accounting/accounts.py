@@ -198,8 +198,11 @@ def known(resident_id: str) -> bool:
     return _collection().find_one({"_id": resident_id}, {"_id": 1}) is not None
 
 
-def change(resident_id: str, changes: dict[str, Any]) -> Resident:
-    """Change preferences; keys are fields of `Resident`. The display name is sealed."""
+def change(resident_id: str, changes: dict[str, Any]) -> Resident | None:
+    """Change preferences; keys are fields of `Resident`. The display name is sealed.
+
+    None if the account was closed meanwhile.
+    """
     fields = dict(changes)
     if "display_name" in fields:
         name = fields.pop("display_name")
@@ -208,9 +211,7 @@ def change(resident_id: str, changes: dict[str, Any]) -> Resident:
     fields |= {f"push.{category}": wanted for category, wanted in push.items()}
     if fields:
         _collection().update_one({"_id": resident_id, "status": OPEN}, {"$set": fields})
-    resident = get(resident_id)
-    assert resident is not None, resident_id
-    return resident
+    return get(resident_id)
 
 
 def contact(resident_id: str) -> dict[str, Any]:

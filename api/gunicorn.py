@@ -4,4 +4,45 @@ Importing the application once here, without building it, spares every worker th
 what opens connections happens in each worker, in `api.wsgi`.
 """
 
+import json
+import uuid
+from contextlib import suppress
+from typing import Any
+
+from flask import g
+from gunicorn.http.errors import InvalidResponseHeader, InvalidResponseHeaderName, ParseException
+from gunicorn.util import write_nonblock
+from gunicorn.workers.gthread import ThreadWorker
+
 import api.app  # noqa: F401
+from api import problems
+
+# The longest gunicorn allows: what is longer than a parameter may be is then refused by its field.
+limit_request_line = 8190
+_OURS = (InvalidResponseHeader, InvalidResponseHeaderName)
+_ANSWER = """HTTP/1.1 400 Bad Request\r
+Connection: close\r
+Content-Type: {kind}\r
+Content-Length: {size}\r
+\r
+"""
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """Answers what is not HTTP, and never reaches the application, like any other refusal."""
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        if not isinstance(exc, ParseException) or isinstance(exc, _OURS):
+            super().handle_error(req, client, addr, exc)
+            return
+        self.log.warning("Invalid request from ip=%s: %s", addr[0] if addr else "", exc)
+        refusal = problems.MalformedRequest(
+            "The request line or a header cannot be read, or is too long.",
+            "请求行或请求头无法解析，或超过长度限制。",
+        )
+        with self.wsgi.app_context():
+            g.request_id = uuid.uuid4().hex
+            body = json.dumps(problems.describe(refusal, "zh"), ensure_ascii=False).encode()
+        head = _ANSWER.format(kind=problems.CONTENT_TYPE, size=len(body)).encode()
+        with suppress(OSError):
+            write_nonblock(client, head + body)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import flask
 from flask import Response, current_app, g, request
+from gunicorn.http.errors import ParseException
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.storage import RedisStorage
 from limits.strategies import FixedWindowRateLimiter
@@ -130,7 +131,10 @@ def drain(response: Response) -> Response:
         until = time.monotonic() + DRAIN_S
         read = 0
         while read <= DRAIN_MAX and time.monotonic() < until:
-            part = request.environ["wsgi.input"].read(_DRAIN_STEP)
+            try:
+                part = request.environ["wsgi.input"].read(_DRAIN_STEP)
+            except ParseException:
+                break  # Chunks that are none: gunicorn closes the connection.
             if not part:
                 break
             read += len(part)

@@ -15,6 +15,7 @@ import mongoengine.connection
 import pymongo.errors
 import redis.exceptions
 from flask import Flask, Response, current_app, g, request
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from accounting.errors import (
@@ -414,6 +415,8 @@ def register(app: Flask) -> None:
     app.register_error_handler(DomainError, answer)
     for away in AWAY:
         app.register_error_handler(away, _answer_away)
+    # A body in chunks that are none, found out only as it is read.
+    app.register_error_handler(ParseException, lambda _: answer(MalformedRequest()))
 
 
 def _answer_away(error: Exception) -> Response:

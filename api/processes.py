@@ -63,7 +63,7 @@ def of(config: Config, door: socket.socket, keep: int) -> Parts:
     api = [
         *("gunicorn", "api.wsgi:app", "--config", "python:api.gunicorn"),
         *("--bind", f"fd://{door.fileno()}", "--no-control-socket"),
-        *("--worker-class", "gthread"),
+        *("--worker-class", "api.gunicorn.Worker"),
         *("--workers", f"{API_WORKERS}", "--threads", f"{API_THREADS}"),
         *("--graceful-timeout", f"{GRACEFUL_SECONDS}", "--timeout", "60", "--keep-alive", "5"),
         *("--log-level", config.log_level.lower()),

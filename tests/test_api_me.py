@@ -11,7 +11,7 @@ from callers import Caller, partner, resident, said
 from flask import Flask
 from shop import rich_resident
 
-from accounting import clock
+from accounting import accounts, clock
 
 # Wednesday 20 May 2026, noon in the city.
 NOON = datetime(2026, 5, 20, 4, tzinfo=UTC)
@@ -99,6 +99,12 @@ def test_a_preference_that_cannot_be_is_pointed_at_and_nothing_changes(
 
 
 # --- summary ------------------------------------------------------------------------------------
+
+
+def test_an_account_closed_since_its_owner_was_let_in_has_no_preferences(me: Caller) -> None:
+    accounts.close(me.id)
+    assert said(me.patch("/v1/me", {"district": "柯城区"})) == (401, "unauthenticated")
+    assert said(me.get("/v1/me")) == (401, "unauthenticated")
 
 
 def test_the_summary_adds_up_by_behaviour_dimension_and_day(app: Flask, me: Caller) -> None:

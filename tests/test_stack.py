@@ -3,6 +3,7 @@
 A start costs seconds, so tests that leave a stack as they found it share one demo (`demo_stack`).
 """
 
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from pymongo import MongoClient
@@ -74,6 +76,38 @@ def test_each_part_is_named_and_what_is_secret_is_readable_by_its_owner_only(
     assert demo_stack.get("/readyz") == 200
     for name in ("secrets.json", "stack.json", "demo-credentials.json"):
         assert stat.S_IMODE((demo_stack.data_dir / name).stat().st_mode) == 0o600, name
+
+
+OTP = b"POST /v1/auth/otp HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = OTP + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"BLAH\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /" + b"a" * 9_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nA b: 1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 20_000 + b"\r\n\r\n",
+        OTP + b"Content-Length: abc\r\n\r\n",
+        CHUNKED + b"zz\r\n",
+        CHUNKED + b"2\r\n{}XX\r\n",
+    ],
+    ids=lambda sent: repr(sent[:30] + sent[-14:]),
+)
+def test_what_is_no_http_is_a_problem_like_any_other(
+    demo_stack: Stack, request_bytes: bytes
+) -> None:
+    url = urlsplit(demo_stack.base_url)
+    with socket.create_connection((url.hostname, url.port), timeout=PATIENCE_S) as caller:
+        caller.sendall(request_bytes)
+        head, _, body = b"".join(iter(lambda: caller.recv(65_536), b"")).partition(b"\r\n\r\n")
+    assert head.split()[1] == b"400"
+    assert b"content-type: application/problem+json" in head.lower()
+    problem = json.loads(body)
+    assert (problem["status"], problem["code"]) == (400, "malformed_request")
+    assert problem["request_id"]
 
 
 def test_other_commands_find_a_running_stack_and_do_not_start_on_top_of_it(

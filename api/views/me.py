@@ -181,17 +181,14 @@ class Me(MethodView):
     @blueprint.response(200, MeAnswer)
     def get(self) -> Resident:
         """My account and preferences"""
-        resident = accounts.get(caller().id)
-        if resident is None:
-            raise Unauthenticated()
-        return resident
+        return _open(accounts.get(caller().id))
 
     @door(RESIDENT)
     @blueprint.arguments(MeRequest)
     @blueprint.response(200, MeAnswer)
     def patch(self, wanted: dict[str, Any]) -> Resident:
         """Change my preferences; what is left out stays"""
-        return accounts.change(caller().id, wanted)
+        return _open(accounts.change(caller().id, wanted))
 
     @door(RESIDENT)
     @blueprint.response(204)
@@ -346,6 +343,13 @@ class Summary(MethodView):
             "by_evidence": evidence,
             "series": [{"period": period, **sums} for period, sums in sorted(series.items())],
         }
+
+
+def _open(resident: Resident | None) -> Resident:
+    """The caller's account, unless it was closed since the caller was let in."""
+    if resident is None:
+        raise Unauthenticated()
+    return resident
 
 
 def _range(wanted: dict[str, Any]) -> tuple[datetime, datetime]:
