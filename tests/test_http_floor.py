@@ -55,7 +55,7 @@ class Report(Schema):
     parts = fields.List(fields.Nested(Part))
 
 
-class ReportAnswer(Report):
+class ProbeAnswer(Report):
     mass_g = Grams(attribute="mass_mg")
 
 
@@ -71,7 +71,7 @@ class RangeQuery(Schema):
 class Reports(MethodView):
     @door(OPEN)
     @probe.arguments(Report)
-    @probe.response(201, ReportAnswer)
+    @probe.response(201, ProbeAnswer)
     def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
         return {**wanted, "mass_mg": 1_500}
 
