@@ -11,6 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from pymongo.read_concern import ReadConcern
 from stacks import Stack, left_of
+from workers import pytest_collection_modifyitems, pytest_xdist_auto_num_workers  # noqa: F401
 
 from accounting import storage
 from api.app import create_app

@@ -181,7 +181,7 @@ def failures(happened: events.ScenarioFinished) -> Iterator[str]:
                 yield f"{happened.recorder.label}: {check.name}: {failure.message}\n{code}"
 
 
-@pytest.mark.timeout(180 + 5 * EXAMPLES)
+@pytest.mark.timeout(600 + 30 * EXAMPLES)
 def test_every_operation_keeps_to_the_document_whatever_it_is_sent(demo: Flask) -> None:
     everybody = Everybody(demo)
     contract = schemathesis.openapi.from_wsgi(

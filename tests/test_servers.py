@@ -20,8 +20,6 @@ from pymongo import MongoClient
 from integrations import servers
 from integrations.servers import Child, Server, ServerError
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
