@@ -403,7 +403,7 @@ def test_a_run_killed_at_any_step_is_finished_and_adds_nothing_twice(
 ) -> None:
     people, run = riders(4), order()
     assert crew.run("run_restatement", death, job_id=run.id) == KILLED
-    crew.ahead += jobs.LEASE
+    crew.ahead += 2 * jobs.LEASE
     assert crew.run("run_restatement", job_id=run.id) == {"value": "done"}
     assert kinds(people) == [["earn", "restate"]] * 4
     # 1 + 2 + 3 + 4 km at 3.1 g more; 26 + 53 + 80 + 107 points became 30 + 60 + 90 + 120.
