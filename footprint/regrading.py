@@ -10,6 +10,7 @@ again, and nobody is graded twice or left out.
 The job of a city month is its scheduled grading, which counts towards a fall.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -38,8 +39,11 @@ def queue(owner: str, *, month: str | None = None) -> Job:
 
     Where it is cut stands in the job, so that a worker that takes over cuts it there too.
     """
-    size = accounts.count()
     name = f"job_{KIND}_{month}" if month is not None else None
+    earlier = jobs.get(name) if name is not None else None
+    if earlier is not None:
+        return earlier
+    size = accounts.count()
     cuts = accounts.every_nth_id(max(RANGE_MIN, -(-size // RANGES_MAX)))
     return _queued(KIND, owner, {"month": month, "size": size, "cuts": cuts}, name)
 
@@ -63,6 +67,11 @@ def cut(job_id: str) -> list[Job]:
             "size": max(job.arguments["size"] // len(starts), 1),
         }
         made.append(_queued(RANGE_KIND, job.owner, share, _name(job.id, number)))
+    for one in made:
+        if one.cancelled_by is not None:
+            # The whole was cancelled and goes on: so does this.
+            jobs.resume(one.id)
+    made = sorted(jobs.many([one.id for one in made]), key=lambda one: one.id)
     _add_up(job)
     return [one for one in made if one.state in jobs.UNFINISHED]
 
@@ -79,6 +88,8 @@ def run_range(job_id: str) -> Job | None:
     found = jobs.get(job_id)
     assert found is not None, job_id
     share = found.arguments
+    if _ended_with_the_whole(found):
+        return None
 
     def ids_after(after: str, limit: int) -> Sequence[str]:
         ids = accounts.ids_after(after or share["after"], limit)
@@ -86,7 +97,8 @@ def run_range(job_id: str) -> Job | None:
 
     def work(job: Job, residents: Sequence[str]) -> walks.Totals:
         done = grade_all(residents, share["month"])
-        _progressed(share["whole"])
+        if not _ended_with_the_whole(job):
+            _progressed(share["whole"])
         return done
 
     over = walks.run(job_id, work, ids_after=ids_after, stretch=STRETCH)
@@ -129,6 +141,18 @@ def _catch_up(residents: Sequence[str]) -> None:
     behind = [account for account, seq in heads.items() if seq > done[account]]
     if behind:
         summaries.catch_up_to(book.heads(behind).values())
+
+
+def _ended_with_the_whole(share: Job) -> bool:
+    """Cancel a range whose job was cancelled; it stops after the stretch it is at."""
+    whole = jobs.get(share.arguments["whole"])
+    assert whole is not None, share.id
+    if whole.cancelled_by is None:
+        return False
+    # It may be over, or cancelled already.
+    with contextlib.suppress(jobs.JobOver):
+        jobs.cancel(share.id, whole.cancelled_by, whole.failure or whole.id)
+    return True
 
 
 def _progressed(job_id: str) -> None:

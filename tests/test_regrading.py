@@ -228,6 +228,29 @@ def test_a_worker_that_is_killed_is_replaced_and_nobody_is_graded_twice_or_left_
     assert storage.database()["grades"].count_documents({"untold": True}) == 0
 
 
+@pytest.mark.usefixtures("small")
+def test_a_grading_that_is_cancelled_stops_in_every_range_and_goes_on_when_resumed() -> None:
+    settle(100, NOW)
+    storage.database()["grades"].delete_many({"inputs.scheduled": JUNE})
+    job = regrading.queue("clock", month=JUNE)
+    shares = regrading.cut(job.id)
+    regrading.run_range(shares[0].id)
+    jobs.cancel(job.id, "anna", "not tonight")
+    half = len(graded())
+    assert [regrading.run_range(one.id) for one in shares[1:]] == [None] * 4
+    assert len(graded()) == half
+    assert regrading.cut(job.id) == []
+    jobs.resume(job.id)
+    # Whoever was at it may be at a last stretch: everything rests for as long as a lease.
+    for leases in (2, 4, 6):
+        with clock.stand(NOW + leases * jobs.LEASE):
+            over = regrading.run(job.id)
+    assert over is not None
+    assert (over.state, over.done) == (jobs.DONE, 100)
+    found = storage.database()["grades"].find({"inputs.scheduled": JUNE})
+    assert sorted(row["resident"] for row in found) == residents_open()
+
+
 def test_an_operator_starts_it_and_watches(app: Flask) -> None:
     settle(40, NOW)
     anna = machine(app, Kind.OPERATOR)
