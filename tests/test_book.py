@@ -445,7 +445,7 @@ def test_what_was_acknowledged_survives_kill_9_exactly_once(crew: Crew, tmp_path
         pids = crew.start(
             *[job("deposit_for_ever", account=ANNA, acknowledged=str(written)) for _ in "ab"]
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while written.read_bytes().count(b"\n") < wanted and time.monotonic() < deadline:
             time.sleep(chance.uniform(0.001, 0.01))
         for pid in pids:

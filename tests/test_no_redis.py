@@ -1,7 +1,6 @@
 """Redis is away: residents keep what they have, and what needs Redis says when to come back."""
 
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,8 +18,6 @@ from api import tasks
 
 NOON = datetime(2026, 5, 20, 4, tzinfo=UTC)
 NOWHERE = "redis://127.0.0.1:1/0"
-# Milestones leave four nudges, each a refused connection; far from any timeout.
-PATIENCE_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +34,6 @@ def _noon() -> Iterator[None]:
 
 
 def test_a_resident_reports_earns_spends_and_reads_as_ever(alone: Flask) -> None:
-    began = time.monotonic()
     me, city = resident(alone), partner(alone)
     me.post("/v1/me/links", {"partner_id": city.id, "external_id": "home-1"})
     city.post("/v1/feeds/activities", {"activities": [RECYCLED]})
@@ -64,7 +60,6 @@ def test_a_resident_reports_earns_spends_and_reads_as_ever(alone: Flask) -> None
         "/v1/me/consents", "/v1/me/access-log", "/v1/behaviours", "/v1/rewards",
     ):  # fmt: skip
         assert me.get(path).status_code == 200
-    assert time.monotonic() - began < PATIENCE_S
 
 
 def test_what_no_nudge_reached_is_left_for_the_sweep(alone: Flask) -> None:
@@ -77,16 +72,16 @@ def test_what_no_nudge_reached_is_left_for_the_sweep(alone: Flask) -> None:
 
 
 def test_a_redis_that_hangs_holds_up_one_nudge_not_each(
-    app: Flask, caplog: pytest.LogCaptureFixture
+    app: Flask, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # However slow the machine, all ten are within the pause.
+    monkeypatch.setattr(tasks, "PAUSE_S", 600.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # Connects, and never says a word.
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
         celery = tasks.make_celery(replace(app.extensions["config"], redis_url=url))
         celery.conf.broker_transport_options |= {"socket_timeout": 0.3}
-        began = time.monotonic()
         for _ in range(10):
             tasks.nudge(tasks.deliver, "ntf_1")
-        assert time.monotonic() - began < 2
     tasks.make_celery(app.extensions["config"])
     tasks.nudge(tasks.deliver, "ntf_1")
     assert [record.msg for record in caplog.records if "queue is away" in record.msg] == [
@@ -96,7 +91,6 @@ def test_a_redis_that_hangs_holds_up_one_nudge_not_each(
 
 def test_a_file_is_accepted_and_waits_for_the_sweep(alone: Flask) -> None:
     city = partner(alone)
-    began = time.monotonic()
     answer = city.post(
         "/v1/feeds/activities/files",
         data=b"{}\n",
@@ -104,7 +98,6 @@ def test_a_file_is_accepted_and_waits_for_the_sweep(alone: Flask) -> None:
     )
     assert answer.status_code == 202
     assert city.get(answer.headers["Location"]).get_json()["state"] == "queued"
-    assert time.monotonic() - began < PATIENCE_S
 
 
 def test_signing_in_needs_redis_and_says_when_to_come_back(alone: Flask) -> None:

@@ -175,15 +175,16 @@ def test_an_unfit_message_does_not_hold_up_the_others(
 
 
 def test_the_library_neither_repeats_nor_sleeps(
-    pusher: FirebasePusher, standin: FcmStandin
+    pusher: FirebasePusher, standin: FcmStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = time.monotonic()
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
     standin.fail_next(Fault(503, "UNAVAILABLE", retry_after_s=5))
     standin.fail_next(Fault(429, "QUOTA_EXCEEDED", retry_after_s=6))
     results = [pusher.send([message()])[0] for _ in range(2)]
     assert [result.retry_after_s for result in results] == [5, 6]
     assert len(standin.received) == 2
-    assert time.monotonic() - started < 2
+    assert sum(slept) == 0
 
 
 def test_a_provider_that_is_away_is_asked_for_one_chunk_only(
@@ -228,11 +229,11 @@ def test_the_stand_in_runs_in_a_process_of_its_own() -> None:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1]
             fault = {"status": 503, "error_code": "UNAVAILABLE", "retry_after_s": 2, "times": 1}
-            requests.post(f"{url}/_faults", json=[fault], timeout=5).raise_for_status()
+            requests.post(f"{url}/_faults", json=[fault], timeout=60).raise_for_status()
             with app_for(FirebaseSettings(fcm_url=url)) as app:
                 results = [FirebasePusher(app).send([message()])[0] for _ in range(2)]
             assert [result.outcome for result in results] == [Outcome.RETRY, Outcome.SENT]
-            received = requests.get(f"{url}/_received", timeout=5).json()
+            received = requests.get(f"{url}/_received", timeout=60).json()
             assert [one["status"] for one in received] == [503, 200]
             assert received[1]["message"]["data"]["notification_id"] == "ntf_1"
         finally:
