@@ -1,14 +1,15 @@
 """The carbon credit report of a resident as a PDF with plots, in Chinese or English."""
 
 from collections.abc import Mapping
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from accounting import drawing
 from accounting.errors import Language
 from accounting.quantities import MG_PER_KG
 from api.documents import Document
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WORDS: dict[str, tuple[str, str]] = {
     "title": ("个人碳征信报告", "Personal carbon credit report"),
@@ -89,7 +90,7 @@ def credit_report_pdf(answer: Mapping[str, Any], to: Language) -> bytes:
     return document.pdf()
 
 
-def _by_month(figure: Figure, months: list[dict[str, Any]]) -> None:
+def _by_month(figure: "Figure", months: list[dict[str, Any]]) -> None:
     axes = figure.subplots()
     places = range(len(months))
     kg = [one["reduction_kg"] / MG_PER_KG for one in months]
@@ -99,7 +100,7 @@ def _by_month(figure: Figure, months: list[dict[str, Any]]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _by_dimension(figure: Figure, bars: list[tuple[str, int]]) -> None:
+def _by_dimension(figure: "Figure", bars: list[tuple[str, int]]) -> None:
     axes = figure.subplots()
     names, kg = [name for name, _ in bars], [mg / MG_PER_KG for _, mg in bars]
     axes.barh(names, kg, color=drawing.COLOURS[0])

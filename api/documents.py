@@ -6,10 +6,9 @@ bytes: no time of making is written into the file.
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from matplotlib.figure import Figure
 from reportlab.lib import colors
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
@@ -30,6 +29,9 @@ from reportlab.platypus import (
 )
 
 from accounting import drawing, fonts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PDF = "application/pdf"
 FIGURE_IN = 9.0
@@ -133,7 +135,7 @@ class Document:
         self._parts += [table, Spacer(0, 2 * mm)]
 
     def figure(
-        self, draw: Callable[[Figure], None], *, height_in: float = 3.0, caption: str = ""
+        self, draw: Callable[["Figure"], None], *, height_in: float = 3.0, caption: str = ""
     ) -> None:
         """A plot over the width of the page; `draw` puts it on a figure 9 inches wide."""
         png = drawing.png(draw, width_in=FIGURE_IN, height_in=height_in)

@@ -1,14 +1,15 @@
 """A merchant's statement as a PDF: what is paid, who pays it, and how the period went."""
 
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from accounting import drawing
 from accounting.errors import Language
 from api.documents import Document, yuan
 from rewards import merchants
 from rewards.settlement import Statement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROWS_MAX = 40
 # Whoever reads one language only reads one column of these.
@@ -136,7 +137,7 @@ def _section(
         document.text(said["more"].format(left=len(rows) - ROWS_MAX))
 
 
-def _by_day(figure: Figure, days: list[dict[str, Any]]) -> None:
+def _by_day(figure: "Figure", days: list[dict[str, Any]]) -> None:
     axes = figure.subplots()
     places = range(len(days))
     axes.bar(places, [day["face_value_fen"] / 100 for day in days], color=drawing.COLOURS[2])

@@ -59,14 +59,14 @@ def standin() -> Iterator[FcmStandin]:
 
 
 @pytest.fixture
-def app(standin: FcmStandin) -> Iterator[firebase_admin.App]:
+def google(standin: FcmStandin) -> Iterator[firebase_admin.App]:
     with app_for(FirebaseSettings(fcm_url=standin.url)) as app:
         yield app
 
 
 @pytest.fixture
-def pusher(app: firebase_admin.App) -> FirebasePusher:
-    return FirebasePusher(app)
+def pusher(google: firebase_admin.App) -> FirebasePusher:
+    return FirebasePusher(google)
 
 
 def message(token: str = "device-1", **changes: Any) -> PushMessage:
@@ -198,11 +198,11 @@ def test_a_provider_that_is_away_is_asked_for_one_chunk_only(
 
 
 def test_a_timeout_and_a_refused_connection_are_tried_again_later(
-    app: firebase_admin.App, standin: FcmStandin
+    google: firebase_admin.App, standin: FcmStandin
 ) -> None:
-    app._services["_messaging"]._client._timeout = 0.2
+    google._services["_messaging"]._client._timeout = 0.2
     standin.fail_next(Fault(200, "NONE", wait_s=0.6))
-    assert FirebasePusher(app).send([message()])[0].outcome is Outcome.RETRY
+    assert FirebasePusher(google).send([message()])[0].outcome is Outcome.RETRY
 
     with socket.socket() as taken:  # Bound, but nobody listens.
         taken.bind(("127.0.0.1", 0))
@@ -311,22 +311,22 @@ CLAIMS = {
 
 
 def test_an_emulator_token_gives_its_claims_in_tests(
-    app: firebase_admin.App, monkeypatch: pytest.MonkeyPatch
+    google: firebase_admin.App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FIREBASE_AUTH_EMULATOR_HOST", "127.0.0.1:9099")
-    claims = firebase.verify_id_token(app, unsigned(CLAIMS))
+    claims = firebase.verify_id_token(google, unsigned(CLAIMS))
     assert (claims["uid"], claims["phone_number"]) == ("uid-1", "+8613800138000")
     for token in ["", "x", "a.b.c", "W10.W10.", "e30.e30.", unsigned({**CLAIMS, "aud": "other"})]:
         with pytest.raises(Unauthenticated):
-            firebase.verify_id_token(app, token)
+            firebase.verify_id_token(google, token)
 
 
 def test_without_the_emulator_the_stand_in_project_signs_nobody_in(
-    app: firebase_admin.App,
+    google: firebase_admin.App,
 ) -> None:
     with pytest.raises(Unauthenticated):
-        firebase.verify_id_token(app, unsigned(CLAIMS))
-    assert firebase.verify_app_check(app, unsigned(CLAIMS)) is False
+        firebase.verify_id_token(google, unsigned(CLAIMS))
+    assert firebase.verify_app_check(google, unsigned(CLAIMS)) is False
 
 
 def test_a_real_project_refuses_unsigned_and_malformed_tokens(key_file: str) -> None:
@@ -344,9 +344,9 @@ def test_a_real_project_refuses_unsigned_and_malformed_tokens(key_file: str) -> 
 
 
 def test_a_dry_run_is_checked_and_delivers_nothing(
-    app: firebase_admin.App, standin: FcmStandin
+    google: firebase_admin.App, standin: FcmStandin
 ) -> None:
-    results = FirebasePusher(app, dry_run=True).send([message("phone"), message("dead-1")])
+    results = FirebasePusher(google, dry_run=True).send([message("phone"), message("dead-1")])
     assert [(one.outcome, one.reason) for one in results] == [
         (Outcome.SENT, "dry run"),
         (Outcome.RETIRE, "Requested entity was not found."),
