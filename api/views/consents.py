@@ -164,9 +164,12 @@ class Consents(MethodView):
     def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Allow a bank to read chosen fields for one purpose, until a date; or another kind"""
         kind, now = wanted["kind"], clock.now()
-        for name, of in (("bank_id", Kind.BANK), ("partner_id", Kind.DATA)):
+        for name, of, wrong in (
+            ("bank_id", Kind.BANK, "There is no such bank."),
+            ("partner_id", Kind.DATA, "There is no such partner."),
+        ):
             if name in wanted and clients.of_subject(of, wanted[name]) is None:
-                raise Invalid([(f"/{name}", f"There is no such {name.partition('_')[0]}.")])
+                raise Invalid([(f"/{name}", wrong)])
         _check_end(wanted.get("expires_at"), now)
         known = [one.version for one in consent_texts.shown_by(clock.city_day(now), kind)]
         if wanted.get("text_version", known[0]) not in known:
