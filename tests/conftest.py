@@ -11,7 +11,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 from pymongo.read_concern import ReadConcern
 from stacks import Stack, left_of
-from workers import pytest_collection_modifyitems, pytest_xdist_auto_num_workers  # noqa: F401
+from workers import (  # noqa: F401
+    pytest_collection_modifyitems,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+)
 
 from accounting import storage
 from api.app import create_app

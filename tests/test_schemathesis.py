@@ -42,6 +42,7 @@ BATCHES = (
     "/v1/feeds/bills",
     "/v1/feeds/bills/files",
     "/v1/merchant/vouchers/offline-scans",
+    "/v1/plants/{plant_id}/readings",
 )
 CONFIG: dict[str, Any] = {
     "seed": SEED,
