@@ -10,6 +10,7 @@ from faults.crew import Crew
 from flask import Flask
 from flask.testing import FlaskClient
 from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
 from stacks import Stack, left_of
 from workers import (  # noqa: F401
     pytest_collection_modifyitems,
@@ -83,8 +84,10 @@ def _empty_database(request: pytest.FixtureRequest) -> None:
     """Empty, not drop: indexes stay, and the server opens no new files for each test."""
     if "app" in request.fixturenames:
         request.getfixturevalue("app")
+        # Nobody relies on their being gone after a crash, so nobody waits for the disk.
+        database = storage.database().with_options(write_concern=WriteConcern(1, j=False))
         for name in _filled():
-            storage.database()[name].delete_many({})
+            database[name].delete_many({})
 
 
 def _filled() -> list[str]:

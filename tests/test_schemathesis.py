@@ -21,7 +21,7 @@ from shop import open_shop
 import api.app
 from accounting.clients import Kind
 
-EXAMPLES = int(os.environ.get("TANHUI_FUZZ_EXAMPLES", "3"))
+EXAMPLES = int(os.environ.get("TANHUI_FUZZ_EXAMPLES", "1"))
 SEED = 20260520
 
 CHECKS = (
