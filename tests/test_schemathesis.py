@@ -43,6 +43,7 @@ BATCHES = (
     "/v1/feeds/bills/files",
     "/v1/merchant/vouchers/offline-scans",
     "/v1/plants/{plant_id}/readings",
+    "/v1/plants/{plant_id}/readings/files",
 )
 CONFIG: dict[str, Any] = {
     "seed": SEED,
