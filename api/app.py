@@ -54,7 +54,9 @@ def create_app(config: Config) -> Flask:
         redis=redis,
         nonces=nonces,
         metrics=metrics,
-        limits=limits.Limits(redis.connection_pool, demo=config.demo),
+        limits=limits.Limits(
+            redis.connection_pool, demo=config.demo, bank_reads=config.bank_reads_per_minute
+        ),
         texter=sms.HttpTexter(config.sms_url) if config.sms_url else sms.LogTexter(),
         firebase=firebase.client(FirebaseSettings(config.fcm_url, config.google_credentials)),
         celery=tasks.make_celery(config),
