@@ -35,8 +35,8 @@ def create_app(config: Config) -> Flask:
     """
     vault.configure(config.secret)
     storage.connect(config.mongodb_uri)
-    versions.install()
-    policy_versions.install()
+    versions.register.install()
+    policy_versions.register.install()
     logs.configure(config.log_level)
 
     # No static folder and no automatic OPTIONS: only what is declared below answers.

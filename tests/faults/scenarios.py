@@ -227,7 +227,7 @@ def run_reversal(job_id: str) -> str:
 
 
 def run_restatement(job_id: str) -> str:
-    versions.install()
+    versions.register.install()
     job = restating.run(job_id)
     assert job is not None
     return job.state
