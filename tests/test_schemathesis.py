@@ -128,7 +128,8 @@ class Everybody:
             "job_id": file.get_json()["job_id"],
             "reward_id": reward_id,
             "reference": made["consent_id"].get_json()["reference"],
-            "bank_id": self.bank.id,
+            # Not the bank that signs here: its keys may be reset.
+            "bank_id": machine(self.app, Kind.BANK).id,
             "partner_id": feed.id,
             "merchant_id": self.by_scope["vouchers:redeem"].id,
             "plant_id": self.plant_id,
