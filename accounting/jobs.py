@@ -272,6 +272,9 @@ def _tell(job: Job, state: str) -> None:
 
 def cancel(job_id: str, by: str, why: str) -> Job:
     """Stop a job where it is; its worker notices at its next step. Raises `JobOver`."""
+    job = get(job_id)
+    if job is not None and job.state in UNFINISHED and job.leased_until < HELD_UNTIL:
+        _tell(job, FAILED)
     change = {
         "state": FAILED,
         "failure": f"Cancelled: {why}",
@@ -318,6 +321,9 @@ def stop(job_id: str, reversal: str, why: str) -> Job:
     Its worker may still be at its last rows, until its lease is over.
     """
     now = clock.now()
+    job = get(job_id)
+    if job is not None and job.reversal is None and job.state in UNFINISHED:
+        _tell(job, FAILED)
     unfinished = {"$in": ["$state", [QUEUED, RUNNING]]}
     _jobs().update_one(
         {"_id": job_id, "reversal": None},
@@ -348,6 +354,13 @@ def postpone(job_id: str, until: datetime) -> None:
     """Let no worker take a queued job before an instant."""
     wanted = {"_id": job_id, "state": QUEUED, "leased_until": {"$lt": until}}
     _jobs().update_one(wanted, {"$set": {"leased_until": until}})
+
+
+def rest(job: Job, until: datetime) -> None:
+    """Let go of a job that is being worked on; it goes on at an instant, with all its tries."""
+    wanted = {"_id": job.id, "state": RUNNING}
+    change = {"state": QUEUED, "leased_until": until, "tries": 0}
+    _jobs().update_one(wanted, {"$set": change})
 
 
 def waiting(now: datetime) -> list[str]:

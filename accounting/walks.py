@@ -7,6 +7,7 @@ what is done for a resident must be safe to repeat and must say the same the sec
 
 import logging
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import mongoengine as me
@@ -26,6 +27,14 @@ Totals = dict[str, int]
 IdsAfter = Callable[[str, int], Sequence[str]]
 # Does the work for some of them and returns what to add to the totals.
 Work = Callable[[Job, Sequence[str]], Totals]
+
+
+class Rest(Exception):
+    """Raised where a walk is to pause: it goes on from the same place at an instant."""
+
+    def __init__(self, until: datetime) -> None:
+        super().__init__(until)
+        self.until = until
 
 
 @storage.indexed
@@ -68,17 +77,24 @@ def run(
     """Carry a walk to its end, then call `end`; None when another worker has it or it is over.
 
     A resident whose account is too busy stops this try: the sweep begins it again where it stands.
-    `ids_after` says what it goes through, every resident unless told otherwise.
+    `ids_after` says what it goes through, every resident unless told otherwise. Both may raise
+    `Rest`.
     """
     job = jobs.take(job_id)
     if job is None:
         return None
     after, done = _place(job.id)
-    while ids := ids_after(after, stretch or STRETCH):
+    while True:
         try:
+            ids = ids_after(after, stretch or STRETCH)
+            if not ids:
+                break
             added = work(job, ids)
         except AccountBusy as busy:
-            log.warning("%s waits at %s: %s", job.id, ids[0], busy)
+            log.warning("%s waits at %s: %s", job.id, after, busy)
+            return None
+        except Rest as rest:
+            jobs.rest(job, rest.until)
             return None
         if not _move(job.id, after, ids[-1], len(ids), added):
             return None

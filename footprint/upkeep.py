@@ -6,14 +6,15 @@ the book keeps; whatever does not agree is built again, and an alarm says so.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
+from functools import partial
 
 from pymongo.errors import DuplicateKeyError
 
 from accounting import alarms, book, clock, following, jobs, walks
 from accounting.book import Entry, Head
 from accounting.jobs import Job
-from footprint import folding, grade, intake, summaries
+from footprint import folding, intake, summaries
 from footprint.folding import Month
 
 KIND = "projections"
@@ -24,10 +25,15 @@ PARTS = 30
 PAGE = 500
 
 
-def follow(stopping: Callable[[], bool], then: Callable[[list[Entry]], None] | None = None) -> None:
+def follow(
+    stopping: Callable[[], bool],
+    then: Callable[[list[Entry]], None] | None = None,
+    after_walk: Callable[[Set[str]], None] | None = None,
+) -> None:
     """Take entries in as they are recorded, until `stopping`; `then` looks at what they changed.
 
-    The place is stored after both, so `then` may be handed the same entries again.
+    The place is stored after both, so `then` may be handed the same entries again. Where the place
+    was lost, `after_walk` looks at every account instead: nobody knows which have changed.
     """
 
     def take_in(entries: list[Entry]) -> None:
@@ -35,14 +41,16 @@ def follow(stopping: Callable[[], bool], then: Callable[[list[Entry]], None] | N
         if then is not None:
             then(entries)
 
-    following.follow(FOLLOWER, take_in, walk, stopping)
+    following.follow(FOLLOWER, take_in, partial(walk, after_walk), stopping)
 
 
-def walk() -> None:
-    """Bring every account up to its head."""
+def walk(then: Callable[[Set[str]], None] | None = None) -> None:
+    """Bring every account up to its head; `then` looks at a page of them after it."""
     after = ""
     while heads := book.heads_after(after, PAGE):
         summaries.catch_up_to(heads.values())
+        if then is not None:
+            then(heads.keys())
         after = max(heads)
 
 
@@ -73,7 +81,7 @@ def run(job_id: str) -> Job | None:
     def work(job: Job, accounts: Sequence[str]) -> walks.Totals:
         if job.arguments["rebuild"]:
             for account in accounts:
-                grade.rebuilt(account)
+                summaries.rebuild(account)
             return {"accounts": len(accounts), "rebuilt": len(accounts)}
         heads = book.heads(accounts).values()
         lagged = summaries.catch_up_to(heads)
@@ -81,7 +89,7 @@ def run(job_id: str) -> Job | None:
         wrong = differing(head for head in heads if part in (None, part_of(head.account)))
         for account in wrong:
             alarms.sound(ALARM, account, job=job.id)
-            grade.rebuilt(account)
+            summaries.rebuild(account)
         return {"accounts": len(accounts), "lagged": lagged, "rebuilt": len(wrong)}
 
     return walks.run(job_id, work, ids_after=book.accounts_after)

@@ -13,9 +13,10 @@ from faults.crew import KILLED, Crew, Death
 from flask import Flask
 from test_summaries import NOW, city, live, raw, tell
 
-from accounting import book, clock, following, jobs, storage, walks
+from accounting import book, clock, events, following, jobs, storage, subscriptions, walks
 from accounting.book import Ask, Decision, Line
 from accounting.clients import Kind
+from accounting.events import Type
 from footprint import folding, summaries, upkeep
 from points import crediting
 
@@ -296,6 +297,13 @@ def test_a_walk_that_builds_everything_again_gives_the_same_bytes() -> None:
     assert raw("res_0") == before
 
 
+def job_events() -> list[tuple[str, str]]:
+    """What webhooks of operators are told of jobs."""
+    events.number(events.OPERATORS)
+    told = events.after(events.OPERATORS, 0, 99)
+    return [(one.data["job_id"], one.data["state"]) for one in told]
+
+
 def test_a_walk_is_cancelled_and_resumed_where_it_was(
     app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +311,7 @@ def test_a_walk_is_cancelled_and_resumed_where_it_was(
         live(who)
     operator = machine(app, Kind.OPERATOR)
     job_id = operator.post("/v1/operator/jobs", {"kind": "projections"}).get_json()["job_id"]
+    subscriptions.add(events.OPERATORS, "https://city.example/hook", {Type.JOB_DONE}, 0)
     monkeypatch.setattr(walks, "STRETCH", 1)
     real = summaries.catch_up_to
     seen: list[str] = []
@@ -323,6 +332,7 @@ def test_a_walk_is_cancelled_and_resumed_where_it_was(
         409,
         "job_over",
     )
+    assert job_events() == [(job_id, "failed")]
     assert operator.post(f"/v1/operator/jobs/{job_id}/resume").status_code == 202
     assert said(operator.post(f"/v1/operator/jobs/{job_id}/resume")) == (409, "job_not_cancelled")
     assert upkeep.run(job_id) is None  # Whoever had it may be at it for as long as the lease.
@@ -330,6 +340,7 @@ def test_a_walk_is_cancelled_and_resumed_where_it_was(
         job = upkeep.run(job_id)
     assert job is not None
     assert (job.state, seen) == ("done", PEOPLE)
+    assert job_events() == [(job_id, "failed"), (job_id, "done")]
     assert operator.post("/v1/operator/jobs/job_x/cancel", {"reason": "x"}).status_code == 404
     assert said(operator.post(f"/v1/operator/jobs/{job_id}/cancel", {})) == (
         422,

@@ -14,8 +14,9 @@ from faults.crew import KILLED, Crew, Death
 from flask import Flask
 from homes import NOW, live_in, points_of
 
-from accounting import audit, book, clock, jobs, links, walks
+from accounting import audit, book, clock, events, jobs, links, subscriptions, walks
 from accounting.clients import Kind
+from accounting.events import Type
 from accounting.jobs import Job
 from api import feed_rows, tasks
 from footprint import activities, bills
@@ -220,6 +221,8 @@ def test_taking_back_an_import_that_runs_stops_it_and_misses_no_row(
     me: Caller, feeder: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(imports, "CHUNK_ROWS", 4)
+    party = events.party(Kind.DATA, feeder.id)
+    subscriptions.add(party, "https://partner.example/hook", {Type.JOB_DONE}, 0)
     job_id = queued(feeder, "activities", *(ride(number) for number in range(12)))
     told: dict[str, Any] = {}
 
@@ -232,6 +235,9 @@ def test_taking_back_an_import_that_runs_stops_it_and_misses_no_row(
     assert imports.run(job_id, asked_in_the_middle) is None
     assert told["state"] == "queued", "its worker may be at it still"
     assert len(statuses(me)) == 8
+    events.number(party)
+    [ended] = events.after(party, 0, 9)
+    assert (ended.data["job_id"], ended.data["state"]) == (job_id, "failed")
     with clock.travel(jobs.LEASE + timedelta(seconds=1)):
         assert jobs.waiting(clock.now()) == [told["job_id"]]
         done = reversals.run(told["job_id"])

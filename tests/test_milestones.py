@@ -196,6 +196,16 @@ def test_a_follower_killed_at_any_step_is_followed_by_one_that_tells(
     assert names(anna) == ["first_bus_km"]
 
 
+def test_a_follower_that_lost_its_place_looks_at_everybody(anna: str) -> None:
+    over = {"_id": upkeep.FOLLOWER}
+    tell(anna, "bus_km", "5.2", "2026-05-20 08:00")
+    assert names(anna) == []
+    # Nobody followed when it happened: the walk finds the place, and looks.
+    there = storage.database()["followers"].count_documents
+    upkeep.follow(lambda: there(over) > 0, milestones.look, milestones.look_at)
+    assert told(anna) == [("first_time", "A first: City bus")]
+
+
 # The rules.
 
 
