@@ -14,7 +14,7 @@ import mongoengine as me
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import clock, consent_marks, consent_texts, events, outbox, storage
+from accounting import clock, consent_marks, consent_texts, events, notices, outbox, storage
 from accounting.clients import Kind
 from accounting.consent_texts import BANK
 from accounting.events import Happening, Type
@@ -42,8 +42,6 @@ class ConsentDocument(me.Document):
     withdrawn_at = me.DateTimeField()
     # False until the resident was told that it ends soon.
     reminded = me.BooleanField(required=True)
-    # The request that gave it, so that a retry gives no other.
-    once = me.StringField()
 
     meta = {
         "collection": "consents",
@@ -51,7 +49,6 @@ class ConsentDocument(me.Document):
         "indexes": [
             {"fields": ["bank_id", "reference"], "unique": True},
             {"fields": ["resident", "_id"]},
-            {"fields": ["once"], "unique": True, "sparse": True},
             {
                 "fields": ["expires_at"],
                 "name": "to_be_reminded",
@@ -144,12 +141,11 @@ def grant(
     partner_id: str | None = None,
     text_version: str | None = None,
     consent_id: str | None = None,
-    once: str | None = None,
 ) -> Consent:
     """Record a consent; its reference is new and means nothing outside this bank.
 
-    The text is the one in force unless said otherwise. The same `consent_id`, or the same `once`,
-    again is the same consent.
+    The text is the one in force unless said otherwise. The same `consent_id` again is the same
+    consent.
     """
     assert (bank_id is not None) is (kind == BANK), (kind, bank_id)
     now = clock.now()
@@ -171,17 +167,15 @@ def grant(
     # Nobody needs a reminder of what is given for a few days.
     soon = expires_at <= now + RENEWAL_NOTICE
     consent_marks.mark([resident])
-    row = {"_id": consent.id, **document, "fields": list(fields), "reminded": soon}
-    if once is not None:
-        row["once"] = once
     try:
-        _consents().insert_one(row)
+        _consents().insert_one(
+            {"_id": consent.id, **document, "fields": list(fields), "reminded": soon}
+        )
     except DuplicateKeyError:
-        same = {"once": once} if once is not None else {"_id": consent_id}
-        there = _consents().find_one({**same, "resident": resident})
-        if there is None:
+        there = get(resident, consent.id)
+        if consent_id is None or there is None:
             raise
-        return _consent(there)
+        return there
     return consent
 
 
@@ -263,11 +257,12 @@ def read_many(
     found = {row["reference"]: _consent(row) for row in _consents().find(wanted)}
     now = clock.now()
     allowed = [_allows(found.get(one), purpose, what, now) for one in references]
-    _note(
+    _accesses().insert_many(
         [
             _record(bank_id, one, purpose, what, found.get(one), seen is not None, now)
             for one, seen in zip(references, allowed, strict=True)
-        ]
+        ],
+        ordered=True,
     )
     return allowed
 
@@ -275,15 +270,11 @@ def read_many(
 def note_reads(bank_id: str, seen: Sequence[Consent], what: str) -> None:
     """Record what a list shows a bank of each of these consents, before it is answered."""
     now = clock.now()
-    _note([_record(bank_id, one.reference, one.purpose, what, one, True, now) for one in seen])
-
-
-def _note(records: Sequence[storage.Doc]) -> None:
-    """Put reads on record; one alone, the usual case, without the machinery for many."""
-    if len(records) == 1:
-        _accesses().insert_one(records[0])
-    elif records:
-        _accesses().insert_many(records, ordered=True)
+    if seen:
+        _accesses().insert_many(
+            [_record(bank_id, one.reference, one.purpose, what, one, True, now) for one in seen],
+            ordered=True,
+        )
 
 
 def _allows(
@@ -326,26 +317,21 @@ def remind(now: datetime) -> int:
     """Tell residents once that a consent ends within a week; returns how many are done."""
     wanted = {"reminded": False, "expires_at": {"$lte": now + RENEWAL_NOTICE}}
     found = list(_consents().find(wanted).sort("expires_at", 1).limit(SWEEP_MAX))
-    notices = []
+    told = []
     for consent in map(_consent, found):
         if consent.status_at(now) == "active":
             day = clock.city_day(consent.expires_at).isoformat()
-            notices.append(
-                outbox.Notice(
+            told.append(
+                notices.make(
+                    "consent_ends",
                     consent.resident,
                     f"consent-ends:{consent.id}",
-                    "consent_ends",
-                    outbox.SERVICE,
-                    {"zh": "授权即将到期", "en": "A consent ends soon"},
-                    {
-                        "zh": f"您用于“{consent.purpose}”的授权将于 {day} 到期，可在应用中续期。",
-                        "en": f"Your consent for “{consent.purpose}” ends on {day}; renew it in "
-                        "the app if you want to.",
-                    },
-                    f"tanhui://consents/{consent.id}",
+                    consent=consent.id,
+                    purpose=consent.purpose,
+                    day=day,
                 )
             )
-    outbox.leave_many(notices)
+    outbox.leave_many(told)
     ids = [row["_id"] for row in found]
     _consents().update_many({"_id": {"$in": ids}}, {"$set": {"reminded": True}})
     return len(found)

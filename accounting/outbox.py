@@ -7,7 +7,8 @@ sweep finds what no nudge reached.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +25,10 @@ NUDGES_MAX = 50
 SERVICE, MARKETING = "service", "marketing"
 # A row that only tells of others: it is pushed and not shown in the inbox.
 DIGEST = "digest"
-FOLDED = "folded"
+QUEUED, DEFERRED, RETRYING = "queued", "deferred", "retrying"
+WAITING = (QUEUED, DEFERRED, RETRYING)
+FOLDED, STOPPED = "folded", "stopped"
+_SHOWN: dict[str, Any] = {"type": {"$ne": DIGEST}, "delivery": {"$ne": STOPPED}}
 
 _nudge: Callable[[str], None] | None = None
 
@@ -47,6 +51,8 @@ class NotificationDocument(me.Document):
     next_attempt_at = me.DateTimeField()
     # When it was first tried: from then on a day is spent on it.
     tried_at = me.DateTimeField()
+    # What it is one of, if it is: all that wait of a batch can be stopped at once.
+    batch = me.StringField()
     # Who carries it at the moment.
     lease = me.StringField()
     delivery = me.StringField(required=True)
@@ -57,6 +63,12 @@ class NotificationDocument(me.Document):
         "indexes": [
             {"fields": ["resident", "dedupe"], "unique": True},
             {"fields": ["resident", "_id"]},
+            # How far a batch is, without reading a row.
+            {
+                "fields": ["batch", "delivery", "tried_at", "read_at"],
+                "name": "of_a_batch",
+                "partialFilterExpression": {"batch": {"$gt": ""}},
+            },
             # What waits, by class: nothing that is over is in it.
             {
                 "fields": ["category", "next_attempt_at"],
@@ -69,12 +81,23 @@ class NotificationDocument(me.Document):
     }
 
 
+@storage.indexed
+class StoppedBatchDocument(me.Document):
+    """A batch of which nothing more is to be sent."""
+
+    id = me.StringField(primary_key=True)
+    at = me.DateTimeField(required=True)
+
+    meta = {"collection": "stopped_batches", "auto_create_index": False}
+
+
 @dataclass(frozen=True, slots=True)
 class Notification:
     """One row. Texts are `{"zh": ..., "en": ...}`; `delivery` says what became of the push.
 
     It is queued, deferred (to the end of the quiet hours) or retrying; in the end sent, no_device,
-    not_wanted, folded (into a digest), failed or given_up. The inbox has the row in any case.
+    not_wanted, folded (into a digest), failed, given_up or stopped (with its batch). The inbox has
+    the row in any case but the last.
     """
 
     id: str
@@ -91,6 +114,7 @@ class Notification:
     next_attempt_at: datetime | None
     tried_at: datetime | None
     delivery: str
+    batch: str | None
 
 
 def collection() -> "Collection[storage.Doc]":
@@ -101,21 +125,6 @@ def on_left(nudge: Callable[[str], None] | None) -> None:
     """Set what to call with the id of a row just left; wiring, done once by `api/`."""
     global _nudge
     _nudge = nudge
-
-
-def leave(
-    resident: str,
-    dedupe: str,
-    *,
-    type: str,
-    category: str,
-    title: Mapping[str, str],
-    body: Mapping[str, str],
-    deep_link: str,
-) -> bool:
-    """Leave one notification; False when the same was left before."""
-    notice = Notice(resident, dedupe, type, category, title, body, deep_link)
-    return leave_many([notice]) == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,12 @@ class Notice:
     deep_link: str
     collapse_key: str | None = None
     not_before: datetime | None = None
+    batch: str | None = None
+
+
+def leave(notice: Notice) -> bool:
+    """Leave one notification; False when the same was left before."""
+    return leave_many([notice]) == 1
 
 
 def leave_many(notices: Sequence[Notice]) -> int:
@@ -172,8 +187,77 @@ def _row(notice: Notice, now: datetime) -> storage.Doc:
         "read_at": None,
         "next_attempt_at": max(now, notice.not_before or now),
         "tried_at": None,
-        "delivery": "queued",
+        "delivery": QUEUED,
+        "batch": notice.batch,
     }
+
+
+def untold(notices: Sequence[Notice]) -> list[Notice]:
+    """Those of the notices that were not left before, in one read.
+
+    For jobs that come to the same every night: a read costs less than inserts that fail.
+    """
+    if not notices:
+        return []
+    wanted = {
+        "resident": {"$in": sorted({one.resident for one in notices})},
+        "dedupe": {"$in": sorted({one.dedupe for one in notices})},
+    }
+    shown = {"_id": 0, "resident": 1, "dedupe": 1}
+    told = {(row["resident"], row["dedupe"]) for row in collection().find(wanted, shown)}
+    return [one for one in notices if (one.resident, one.dedupe) not in told]
+
+
+def stop(batch: str) -> None:
+    """Send nothing more of a batch, and show nobody what was not sent; safe to repeat.
+
+    Rows that are being carried stay with who carries them, and those left later are stopped when
+    somebody takes them.
+    """
+    _stopped().update_one({"_id": batch}, {"$setOnInsert": {"at": clock.now()}}, upsert=True)
+    collection().update_many(
+        {"batch": batch, "delivery": {"$in": list(WAITING)}, "lease": None},
+        {"$set": {"delivery": STOPPED, "next_attempt_at": None}},
+    )
+
+
+def stopped(batches: Iterable[str]) -> set[str]:
+    """Those of some batches that were stopped."""
+    wanted = sorted(set(batches))
+    if not wanted:
+        return set()
+    return {row["_id"] for row in _stopped().find({"_id": {"$in": wanted}})}
+
+
+def untried(batch: str, limit: int) -> int:
+    """How many of a batch nobody has tried to send, up to a number."""
+    wanted = {"batch": batch, "delivery": QUEUED, "tried_at": None}
+    return collection().count_documents(wanted, limit=limit)
+
+
+def any_waits(batch: str) -> bool:
+    """Whether anything of a batch is still to be sent."""
+    wanted = {"batch": batch, "delivery": {"$in": list(WAITING)}}
+    return collection().count_documents(wanted, limit=1) == 1
+
+
+def progress(batch: str) -> tuple[Counter[str], int]:
+    """How many rows of a batch there are in each state of delivery, and how many were read."""
+    found = collection().aggregate(summing_up(batch))
+    rows = {row["_id"]: row for row in found}
+    states = Counter({state: row["rows"] for state, row in rows.items()})
+    return states, sum(row["read"] for row in rows.values())
+
+
+def summing_up(batch: str) -> list[dict[str, Any]]:
+    """The stages of `progress`, answered from the index alone."""
+    read = {"$cond": [{"$gt": ["$read_at", None]}, 1, 0]}
+    sums = {"_id": "$delivery", "rows": {"$sum": 1}, "read": {"$sum": read}}
+    return [{"$match": {"batch": batch}}, {"$group": sums}]
+
+
+def _stopped() -> "Collection[storage.Doc]":
+    return storage.strong(StoppedBatchDocument._get_collection())
 
 
 def by_id(notification_id: str) -> Notification | None:
@@ -193,7 +277,7 @@ def folded(resident: str, category: str) -> int:
 
 def inbox(resident: str, *, before: str | None, limit: int) -> list[Notification]:
     """Newest first; `before` is the id of the last row of the page before."""
-    wanted: dict[str, Any] = {"resident": resident, "type": {"$ne": DIGEST}}
+    wanted: dict[str, Any] = {"resident": resident, **_SHOWN}
     if before is not None:
         wanted["_id"] = {"$lt": before}
     found = collection().find(wanted).sort("_id", -1).limit(limit)
@@ -201,7 +285,7 @@ def inbox(resident: str, *, before: str | None, limit: int) -> list[Notification
 
 
 def unread(resident: str) -> int:
-    wanted = {"resident": resident, "read_at": None, "type": {"$ne": DIGEST}}
+    wanted = {"resident": resident, "read_at": None, **_SHOWN}
     return collection().count_documents(wanted)
 
 

@@ -15,7 +15,7 @@ import mongoengine as me
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import book, clock, grading, outbox, storage
+from accounting import clock, grading, notices, outbox, storage
 from accounting.errors import AccountBusy
 from accounting.grading import UNRATED, Policy, Standing
 from accounting.outbox import Notice
@@ -178,22 +178,16 @@ def window(policy: Policy, now: datetime) -> tuple[str, str]:
 # Grading.
 
 
-def grade_now(
-    resident: str, *, scheduled: str | None = None, released: bool = False, anew: bool = False
-) -> Snapshot:
+def grade_now(resident: str, *, scheduled: str | None = None, released: bool = False) -> Snapshot:
     """Grade a resident, exactly, and keep the snapshot if anything changed.
 
     `scheduled` is the month whose scheduled grading this is: it counts once towards a fall.
-    `released` lets the grade fall at once. `anew` looks at the months although no entry came since,
-    because they were built again. Raises `AccountBusy` if others keep grading as well.
+    `released` lets the grade fall at once. Raises `AccountBusy` if others keep grading as well.
     """
-    settled = scheduled is None and not released and not anew
     for attempt in range(ATTEMPTS_MAX):
         last = newest_of(resident)
         now = clock.now()
         policy = policy_on(clock.city_day(now))
-        if settled and last is not None and _nothing_came(last, policy, now):
-            return last
         seq, rows = summaries.month_rows(resident, *window(policy, now))
         fresh = graded(
             resident, policy, now, seq, rows, last, scheduled=scheduled, released=released
@@ -223,14 +217,7 @@ def taken_back(resident: str, *, fraud: bool = False) -> None:
 def made_anew(resident: str) -> Snapshot:
     """Build the months of a resident again from the book, and grade; safe to repeat."""
     summaries.rebuild(resident)
-    return grade_now(resident, anew=True)
-
-
-def rebuilt(resident: str) -> None:
-    """Build the months of an account again; who has a grade gets the one they give."""
-    summaries.rebuild(resident)
-    if newest_of(resident) is not None:
-        grade_now(resident, anew=True)
+    return grade_now(resident)
 
 
 def graded(
@@ -277,14 +264,6 @@ def counted(policy: Policy, rows: Iterable[Row]) -> tuple[dict[str, int], int]:
             if row.mg > 0:
                 months.add(row.month)
     return {code: mg for code, mg in sorted(sums.items()) if mg > 0}, len(months)
-
-
-def _nothing_came(last: Snapshot, policy: Policy, now: datetime) -> bool:
-    """Whether the months are certainly those that `last` looked at, by the book's index alone."""
-    then = last.inputs
-    return (then.policy, then.last_month) == (policy.version, clock.city_month(now)) and (
-        book.last_seq(last.resident) <= then.seq
-    )
 
 
 def is_same(last: Snapshot, fresh: Snapshot) -> bool:
@@ -337,17 +316,8 @@ def sweep(before: datetime) -> int:
 def _notice(fresh: Snapshot, change: Change) -> Notice:
     policy = policy_named(fresh.policy)
     before, after = label(policy, change.before), label(policy, change.after)
-    return Notice(
-        fresh.resident,
-        f"grade/{fresh.number}",
-        type="grade",
-        category=outbox.SERVICE,
-        title={"zh": f"您的低碳等级：{after['zh']}", "en": f"Your grade: {after['en']}"},
-        body={
-            "zh": f"等级由{before['zh']}变为{after['zh']}，构成与依据请在 App 内查看。",
-            "en": f"It was {before['en']}. What it is made of is in the app.",
-        },
-        deep_link="tanhui://grade",
+    return notices.make(
+        "grade", fresh.resident, f"grade/{fresh.number}", before=before, after=after
     )
 
 

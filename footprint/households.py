@@ -15,7 +15,7 @@ import mongoengine as me
 from pymongo.collection import Collection, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from accounting import clock, events, outbox, storage, vault
+from accounting import clock, events, notices, outbox, storage, vault
 from accounting.clients import Kind
 from accounting.errors import AccountBusy, DomainError, NotFound, ValidationFailed
 from accounting.events import Happening, Type
@@ -63,7 +63,7 @@ class HouseholdDocument(me.Document):
     members = me.IntField(required=True)
     # {since: city day, members}, oldest first.
     counts = me.ListField(me.DictField())
-    # {resident, since, once}, in the order of joining; never more than `members`.
+    # {resident, since}, in the order of joining; never more than `members`.
     residents = me.ListField(me.DictField())
     opened_at = me.DateTimeField(required=True)
     # {members, agreed}: another number of members, and who of the residents agreed to it.
@@ -141,20 +141,12 @@ def number_hash(carrier: str, account_no: str) -> str:
 
 
 def join(
-    resident: str,
-    carrier: Carrier,
-    account_no: str,
-    members: int,
-    partner: str | None = None,
-    *,
-    once: str | None = None,
+    resident: str, carrier: Carrier, account_no: str, members: int, partner: str | None = None
 ) -> Membership:
     """Link a resident to a meter account, opening it for the first.
 
     Whoever is the first asks the utility for its history: the `partner` that proved the account,
     or any that may send the carrier.
-
-    `once` is the request it is for; `joined_by` finds the place again.
 
     Raises `AlreadyLinked` for a resident who is in it, `MembersConflict` when it is registered with
     another number of members, and `HouseholdFull` when that many are linked.
@@ -163,9 +155,7 @@ def join(
     if ACCOUNT_NO.fullmatch(account_no) is None:
         raise ValidationFailed("/account_no", "Not an account number.", "户号格式不正确。")
     hashed = number_hash(carrier, account_no)
-    place: storage.Doc = {"resident": resident, "since": clock.now()}
-    if once is not None:
-        place["once"] = once
+    place = {"resident": resident, "since": clock.now()}
     for _ in range(JOIN_ATTEMPTS_MAX):
         found = _collection().find_one({"number_hash": hashed})
         if found is None:
@@ -178,17 +168,6 @@ def join(
         if joined is not None:
             return _membership(joined, resident)
     raise AccountBusy(retry_after=1)
-
-
-def joined_by(
-    once: str | None, resident: str, carrier: Carrier, account_no: str
-) -> Membership | None:
-    """The place a request made, when a crash lost its answer."""
-    found = _collection().find_one({"number_hash": number_hash(carrier, account_no)})
-    if once is None or found is None:
-        return None
-    made = [(place["resident"], place.get("once")) for place in found["residents"]]
-    return _membership(found, resident) if (resident, once) in made else None
 
 
 def get(resident: str, household_id: str) -> Membership:
@@ -430,18 +409,14 @@ def _tell_others(document: storage.Doc, by: str) -> None:
     for place in document["residents"] if proposed else ():
         if place["resident"] in (by, *proposed["agreed"]):
             continue
-        outbox.leave(
+        notice = notices.make(
+            "members_proposed",
             place["resident"],
             f"members/{document['_id']}/{proposed['members']}/{_today()}",
-            type="members_proposed",
-            category=outbox.SERVICE,
-            title={"zh": "请确认家庭人数", "en": "How many live in your home?"},
-            body={
-                "zh": f"同户成员提出将人数改为 {proposed['members']} 人，请在 App 内确认。",
-                "en": f"Somebody of your household says {proposed['members']}; agree in the app.",
-            },
-            deep_link=f"tanhui://households/{document['_id']}",
+            household=document["_id"],
+            members=proposed["members"],
         )
+        outbox.leave(notice)
 
 
 def _counted(members: Any) -> dict[str, Any]:

@@ -12,17 +12,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from datetime import time as time_of_day
 from typing import Any
 
 import mongoengine as me
 from pymongo import UpdateOne
 from pymongo.collection import Collection
 
-from accounting import accounts, clock, outbox, storage
+from accounting import accounts, clock, notices, outbox, quiet_hours, storage
 from accounting.accounts import Resident
 from accounting.ids import new_id
-from accounting.outbox import Notice, Notification
+from accounting.outbox import Notification
 from integrations import devices, slots
 from integrations.devices import Device
 from integrations.push import MessageClass, Outcome, Pusher, PushMessage, PushResult
@@ -38,10 +37,6 @@ BATCH_MAX = 100
 GIVE_UP_AFTER = timedelta(hours=24)
 BACKOFF_FIRST = timedelta(seconds=10)
 BACKOFF_MAX = timedelta(hours=1)
-# When the digest of what was too much for a day is sent, on the next.
-DIGEST_AT = timedelta(hours=9)
-DIGEST_TITLE = {"zh": "您有 {count} 条新消息", "en": "{count} more messages for you"}
-DIGEST_BODY = {"zh": "请在 App 收件箱中查看。", "en": "They are in the inbox of the app."}
 # The ledger says so of a device that had its number of the day.
 CAPPED = "capped"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -128,11 +123,16 @@ def carry(notification_ids: Sequence[str], pusher: Pusher | None) -> dict[str, s
     if not taken:
         return {}
     residents = accounts.get_many([one.resident for one in taken])
+    stopped = outbox.stopped(one.batch for one in taken if one.batch)
     ends: dict[str, _End] = {}
     courses: dict[str, _Course] = {}
     for notification in taken:
         resident = residents.get(notification.resident)
-        end = _held_back(notification, resident, pusher, now)
+        end = (
+            _STOPPED
+            if notification.batch in stopped
+            else _held_back(notification, resident, pusher, now)
+        )
         if end is not None:
             ends[notification.id] = end
         else:
@@ -145,13 +145,13 @@ def carry(notification_ids: Sequence[str], pusher: Pusher | None) -> dict[str, s
         _keep_caps(courses.values(), now)
         left_over = _send(courses, pusher, now)
         for name, course in courses.items():
-            ends[name] = _End("queued", now) if name in left_over else _end(course, now)
+            ends[name] = _End(outbox.QUEUED, now) if name in left_over else _end(course, now)
         _fold(course for course in courses.values() if ends[course.notification.id] == _FOLDED)
     _put(taken, ends, now, lease)
     return {name: end.delivery for name, end in ends.items()}
 
 
-_FOLDED = _End("folded")
+_FOLDED, _STOPPED = _End(outbox.FOLDED), _End(outbox.STOPPED)
 
 
 def _take(ids: Sequence[str], now: datetime, lease: str) -> list[Notification]:
@@ -172,10 +172,10 @@ def _held_back(
         return _End("not_wanted")
     if notification.tried_at is not None and now - notification.tried_at >= GIVE_UP_AFTER:
         return _End("given_up")
-    if (quiet_until := _quiet_until(resident.quiet_hours, now)) is not None:
-        return _End("deferred", quiet_until)
+    if (quiet_until := quiet_hours.until(resident.quiet_hours, now)) is not None:
+        return _End(outbox.DEFERRED, quiet_until)
     if pusher is None:
-        return _End("queued", now + BACKOFF_MAX, tried=True)
+        return _End(outbox.QUEUED, now + BACKOFF_MAX, tried=True)
     return None
 
 
@@ -306,7 +306,7 @@ def _end(course: _Course, now: datetime) -> _End:
     """What became of a notification that was to be sent. Pure."""
     if course.waits:
         # The longest: a provider that asks for a rest asks for all of its devices.
-        return _End("retrying", clock.cut(now + max(course.waits)), tried=True)
+        return _End(outbox.RETRYING, clock.cut(now + max(course.waits)), tried=True)
     if course.reached:
         return _End("sent", tried=bool(course.results))
     if course.capped:
@@ -323,16 +323,14 @@ def _fold(courses: Iterator[_Course]) -> None:
     tomorrow = clock.city_day(clock.now()) + timedelta(days=1)
     outbox.leave_many(
         [
-            Notice(
+            notices.make(
+                outbox.DIGEST,
                 course.resident.id,
                 f"digest/{course.notification.category}/{tomorrow}",
-                type=outbox.DIGEST,
                 category=course.notification.category,
-                title=DIGEST_TITLE,
-                body=DIGEST_BODY,
-                deep_link="tanhui://notifications",
-                collapse_key=outbox.DIGEST,
-                not_before=clock.start_of(tomorrow) + DIGEST_AT,
+                not_before=notices.morning_of(tomorrow),
+                # Filled in when it is sent: more may be folded until then.
+                count="{count}",
             )
             for course in courses
         ]
@@ -356,20 +354,3 @@ def _put(
         rows.append(UpdateOne({"_id": notification.id, "lease": lease}, {"$set": fields}))
     if rows:
         outbox.collection().bulk_write(rows, ordered=False)
-
-
-def _quiet_until(quiet_hours: dict[str, str] | None, now: datetime) -> datetime | None:
-    """The end of the resident's quiet hours (city time) if `now` lies in them. Pure."""
-    if quiet_hours is None:
-        return None
-    local = now.astimezone(clock.CITY)
-    start = time_of_day.fromisoformat(quiet_hours["from"])
-    end = time_of_day.fromisoformat(quiet_hours["to"])
-    at = local.time()
-    inside = start <= at < end if start <= end else at >= start or at < end
-    if not inside or start == end:
-        return None
-    until = local.replace(hour=end.hour, minute=end.minute, second=0, microsecond=0)
-    if until <= local:
-        until += timedelta(days=1)
-    return clock.cut(until)

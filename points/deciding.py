@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from accounting import audit, claims, outbox, sweeping
+from accounting import audit, claims, notices, outbox, sweeping
 from accounting.errors import DomainError
 from footprint import activities, bills, grade, methodology, photos, reviews
 from footprint.activities import Activity
@@ -236,44 +236,16 @@ def _seen(review: Review) -> dict[str, Any]:
     return {"status": status, "reasons": list(reasons), "mg": mg, "points": subject.points}
 
 
-_TITLES = {
-    (reviews.PHOTOS, reviews.ACCEPTED): ("照片已通过审核", "Your photos were accepted"),
-    (reviews.PHOTOS, reviews.REFUSED): ("照片未通过审核", "Your photos were not accepted"),
-    (reviews.VACANCY, reviews.ACCEPTED): ("节能账单已通过复核", "Your bill was credited"),
-    (reviews.VACANCY, reviews.REFUSED): ("节能账单未通过复核", "Your bill was not credited"),
-    (reviews.APPEAL, reviews.ACCEPTED): ("申诉成立", "Your appeal was upheld"),
-    (reviews.APPEAL, reviews.REFUSED): ("申诉未获支持", "Your appeal was refused"),
-    (reviews.BILL_APPEAL, reviews.ACCEPTED): ("账单申诉成立", "Your bill was credited"),
-    (reviews.BILL_APPEAL, reviews.REFUSED): ("账单申诉未获支持", "Your bill was not credited"),
-    (reviews.OBJECTION, reviews.ACCEPTED): ("等级异议成立", "Your objection was upheld"),
-    (reviews.OBJECTION, reviews.REFUSED): ("等级异议未获支持", "Your objection was refused"),
-}
-_TYPES = {
-    reviews.PHOTOS: "photos_reviewed",
-    reviews.VACANCY: "bill_reviewed",
-    reviews.APPEAL: "appeal_decided",
-    reviews.BILL_APPEAL: "appeal_decided",
-    reviews.OBJECTION: "appeal_decided",
-}
-
-
 _PLACES = {**dict.fromkeys(OF_BILLS, "bills"), reviews.OBJECTION: "grade"}
 
 
 def _tell(review: Review) -> None:
     """Leave a notification; the operator's words stay in the app, off the push service."""
-    zh, en = _TITLES[review.kind, review.status]
     place = _PLACES.get(review.kind, f"activities/{review.subject}")
-    for resident in review.residents:
-        outbox.leave(
-            resident,
-            f"decided/{review.id}",
-            type=_TYPES[review.kind],
-            category=outbox.SERVICE,
-            title={"zh": zh, "en": en},
-            body={
-                "zh": "结果与理由请在 App 内查看。",
-                "en": "The result and the reason are in the app.",
-            },
-            deep_link=f"tanhui://{place}",
-        )
+    occasion = f"{review.kind}_{review.status}"
+    outbox.leave_many(
+        [
+            notices.make(occasion, resident, f"decided/{review.id}", place=place)
+            for resident in review.residents
+        ]
+    )

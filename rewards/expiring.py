@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from accounting import accounts, clock, outbox, storage, sweeping
+from accounting import accounts, clock, notices, outbox, storage, sweeping
 from rewards import redemptions, stock, vouchers
 from rewards.offers import LAPSE, RETURN
 from rewards.till import OFFLINE_MAX_AGE
@@ -100,18 +100,15 @@ def _tell(voucher: Voucher) -> None:
     if accounts.get(voucher.resident) is None:
         return
     points = sum(count for _, count in voucher.points)
-    outbox.leave(
+    notice = notices.make(
+        "points_returned",
         voucher.resident,
         f"came_back/{voucher.id}",
-        type="points_returned",
-        category=outbox.SERVICE,
-        title={"zh": "积分已退回", "en": "Points came back"},
-        body={
-            "zh": f"“{voucher.title['zh']}”未使用已过期，{points} 积分已退回。",
-            "en": f"“{voucher.title['en']}” ran out unused; its {points} points are back.",
-        },
-        deep_link=f"tanhui://redemptions/{voucher.redemption_id}",
+        reward=voucher.title,
+        points=points,
+        redemption=voucher.redemption_id,
     )
+    outbox.leave(notice)
 
 
 def _lease(voucher_id: str, wanted: dict[str, Any]) -> Voucher | None:

@@ -454,7 +454,7 @@ def test_a_partner_sees_and_may_reverse_what_an_appeal_credited(
         Death("accounting.book:post", "after"),
         Death("footprint.activities:settle", "before"),
         Death("footprint.activities:settle", "after"),
-        Death("accounting.outbox:leave", "before"),
+        Death("points.deciding:_tell", "before"),
         Death("footprint.reviews:carried_out", "before"),
     ],
     ids=str,

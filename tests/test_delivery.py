@@ -13,6 +13,8 @@ import pytest
 from faults.crew import KILLED, Crew, Death
 
 from accounting import accounts, clock, outbox, storage
+from accounting.outbox import Notice
+from accounting.quiet_hours import until
 from api.config import Config
 from integrations import delivery, devices, firebase, slots
 from integrations.fcm_standin import Fault, FcmStandin
@@ -84,9 +86,8 @@ def anna(app: object) -> str:
     return accounts.by_phone("+8613800138000")
 
 
-def leave(who: str, dedupe: str = "one", category: str = outbox.SERVICE) -> str:
-    """Leave a notification and return its id."""
-    assert outbox.leave(
+def notice_of(who: str, dedupe: str, category: str) -> Notice:
+    return Notice(
         who,
         dedupe,
         type="milestone",
@@ -95,6 +96,11 @@ def leave(who: str, dedupe: str = "one", category: str = outbox.SERVICE) -> str:
         body={"zh": "已减排 1 千克", "en": "1 kg avoided"},
         deep_link="tanhui://milestones",
     )
+
+
+def leave(who: str, dedupe: str = "one", category: str = outbox.SERVICE) -> str:
+    """Leave a notification and return its id."""
+    assert outbox.leave(notice_of(who, dedupe, category))
     return outbox.inbox(who, before=None, limit=1)[0].id
 
 
@@ -201,15 +207,7 @@ def test_a_worker_killed_at_any_step_is_followed_by_one_that_ends_its_work(
 
 def test_leaving_the_same_twice_leaves_it_once(anna: str) -> None:
     leave(anna, "milestone/1")
-    assert not outbox.leave(
-        anna,
-        "milestone/1",
-        type="milestone",
-        category=outbox.SERVICE,
-        title={},
-        body={},
-        deep_link="",
-    )
+    assert not outbox.leave(notice_of(anna, "milestone/1", outbox.SERVICE))
     assert outbox.unread(anna) == 1
 
 
@@ -238,7 +236,7 @@ def test_the_inbox_has_it_whatever_becomes_of_the_push(anna: str) -> None:
     ],
 )
 def test_from_ten_at_night_to_seven_nothing_rings(local: str, quiet_until: str | None) -> None:
-    quiet = delivery._quiet_until({"from": "22:00", "to": "07:00"}, city(local))
+    quiet = until({"from": "22:00", "to": "07:00"}, city(local))
     assert quiet == (city(quiet_until) if quiet_until else None)
 
 
@@ -270,7 +268,7 @@ def test_what_was_left_at_night_is_sent_at_seven(
     ],
 )
 def test_quiet_hours_are_the_residents_own(quiet_hours: dict[str, str], quiet: bool) -> None:
-    assert (delivery._quiet_until(quiet_hours, NOON) is not None) is quiet
+    assert (until(quiet_hours, NOON) is not None) is quiet
 
 
 def test_who_wants_no_marketing_gets_none_but_still_hears_of_service(

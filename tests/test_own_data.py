@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from callers import Caller, machine, named, new_phone, partner, resident, said
+from callers import Caller, machine, new_phone, partner, resident, said
 from faults.crew import KILLED, Crew, Death
 from flask import Flask
 from pictures import picture
@@ -32,6 +32,7 @@ from accounting import (
     vault,
 )
 from accounting.clients import Kind
+from accounting.outbox import Notice
 from footprint import households
 from integrations import closing, devices, exports
 from points.wallet import consistent
@@ -145,7 +146,7 @@ def life(app: Flask) -> Life:
     me.get("/v1/me/grade")
     consent = {
         "bank_id": bank.id, "purpose": "loan", "fields": ["grade"],
-        "expires_at": "2026-12-31T00:00:00+08:00", "real_name": named(me),
+        "expires_at": "2026-12-31T00:00:00+08:00",
     }  # fmt: skip
     reference = me.post("/v1/me/consents", consent).get_json()["reference"]
     assert consents.read(bank.id, reference, "loan", "grade") is not None
@@ -383,10 +384,8 @@ def test_what_a_request_under_way_still_wrote_is_erased_by_the_sweep(life: Life)
     # As requests write that were let in a moment before the closing.
     links.link(life.id, life.partner.id, "late-card")
     devices.register(life.id, "late-token", "android")
-    outbox.leave(
-        life.id, "late", type="milestone", category="service",
-        title={"zh": "x", "en": "x"}, body={"zh": "x", "en": "x"}, deep_link="x",
-    )  # fmt: skip
+    said = {"zh": "x", "en": "x"}
+    outbox.leave(Notice(life.id, "late", "milestone", "service", said, said, deep_link="x"))
     assert closing.sweep(clock.now()) == 0, "it may still be writing"
     with clock.travel(AGAIN):
         assert closing.sweep(clock.now()) == 1
