@@ -3,7 +3,8 @@
 Any entry of an account brings it to the present first, so balances are right without this. The
 nightly job writes the same moves down for quiet accounts, so that the books of the city and its
 funders are right as well, and residents read of it. An account without such moves gets no entry,
-so doing a stretch of accounts again after a crash writes nothing twice.
+so doing a stretch of accounts again after a crash writes nothing twice. On the same walk residents
+are told of points that expire soon.
 """
 
 from collections import Counter
@@ -16,6 +17,7 @@ from accounting import book, clock, jobs, walks
 from accounting.book import Ask, Decision, Entry, Head, Wanted
 from accounting.errors import DomainError
 from accounting.jobs import Job
+from points import reminding
 from points.wallet import Wallet
 
 KIND = "mature_and_expire"
@@ -52,6 +54,8 @@ def run(job_id: str) -> Job | None:
 
     def work(job: Job, residents: Sequence[str]) -> walks.Totals:
         posted = Counter(entry.kind for entry in pass_time(residents))
+        if reminded := reminding.remind(residents):
+            posted["reminded"] = reminded
         return {"residents": len(residents), **posted}
 
     return walks.run(job_id, work)
