@@ -24,9 +24,11 @@ import mongoengine as me
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import clock, consent_marks, consents, storage, sweeping
+from accounting import clock, consent_marks, consents, events, storage, sweeping
+from accounting.clients import Kind
 from accounting.consents import Consent
 from accounting.errors import AccountBusy
+from accounting.events import Happening, Type
 from accounting.ids import new_id
 from footprint import bank_terms, grade, grade_changes, listing
 from footprint.listing import Change, Standing
@@ -362,7 +364,8 @@ def _publish(row: storage.Doc) -> None:
     bank_id, step, pending = row["bank_id"], row["standing"]["step"], row["pending"]
     key = {"bank_id": bank_id, "consent": row["_id"], "step": step}
     for attempt in range(ATTEMPTS_MAX):
-        if _changes().find_one(key, {"_id": 1}) is not None:
+        change = _changes().find_one(key)
+        if change is not None:
             break
         change = {
             "_id": new_id("chg"),
@@ -381,6 +384,16 @@ def _publish(row: storage.Doc) -> None:
         break
     else:
         raise AccountBusy()
+    # The grade itself is read where reads are recorded.
+    events.leave(
+        Happening(
+            events.party(Kind.BANK, bank_id),
+            Type.GREEN_LIST_CHANGED,
+            f"consent:{change['reference']}",
+            f"green_list:{change['consent']}:{step}",
+            {name: change[name] for name in ("sequence", "reference", "change")},
+        )
+    )
     _standings().update_one({"_id": row["_id"], "standing.step": step}, {"$set": {"pending": None}})
 
 

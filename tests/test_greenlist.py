@@ -9,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from faults.crew import KILLED, Crew, Death
 
-from accounting import clock, consent_marks, consents, storage
+from accounting import clock, consent_marks, consents, events, storage, subscriptions
+from accounting.clients import Kind
 from accounting.consents import Consent
+from accounting.events import Type
 from accounting.grading import Policy, Standing
 from api.config import Config
 from footprint import bank_terms, grade, grade_changes, greenlist, listing
@@ -321,8 +323,39 @@ def test_a_change_published_by_a_worker_that_died_is_not_published_again(one_cre
     greenlist.follow(ANNA)
     row = storage.database()["green_standings"].find_one()
     assert row is not None
+    subscribe()
     pending = {"change": "added", "grade": "mid", "at": clock.now()}
     storage.database()["green_standings"].update_one({}, {"$set": {"pending": pending}})
     greenlist.follow(ANNA)
     assert feed() == [(1, "added", "mid")]
     assert storage.database()["green_standings"].find_one() == row
+    # It died before the bank's webhooks were told.
+    assert hooked() == [(1, "added")]
+
+
+def subscribe(bank: str = BANK) -> None:
+    party = events.party(Kind.BANK, bank)
+    subscriptions.add(party, "https://bank.example/hook", {Type.GREEN_LIST_CHANGED}, 0)
+
+
+def hooked(bank: str = BANK) -> list[tuple[int, str]]:
+    """What webhooks of a bank are told, in the order of its events."""
+    party = events.party(Kind.BANK, bank)
+    events.number(party)
+    return [(one.data["sequence"], one.data["change"]) for one in events.after(party, 0, 99)]
+
+
+def test_a_bank_that_subscribed_is_told_of_every_change_once_and_of_no_grade() -> None:
+    subscribe()
+    consent = grant()
+    grant(bank=OTHER)
+    for name in ("mid", "deep", "light"):
+        snapshot(ANNA, name)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(greenlist.follow, [ANNA] * 4))
+    assert hooked() == [(1, "added"), (2, "upgraded"), (3, "downgraded")]
+    assert hooked(OTHER) == []
+    told = events.after(events.party(Kind.BANK, BANK), 0, 99)
+    assert {one.aggregate for one in told} == {f"consent:{consent.reference}"}
+    assert [one.sequence for one in told] == [1, 2, 3]
+    assert all(one.data.keys() == {"sequence", "reference", "change"} for one in told)
