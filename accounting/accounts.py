@@ -33,8 +33,6 @@ PERSONAL = (
     "phone_sealed",
     "firebase_hash",
     "name_sealed",
-    "real_name_hash",
-    "real_name_tries",
     "district",
     "language",
     "quiet_hours",
@@ -51,9 +49,6 @@ class ResidentDocument(me.Document):
     phone_sealed = me.BinaryField()
     firebase_hash = me.StringField()
     name_sealed = me.BinaryField()
-    # What a bank has matched; see `accounting/real_names.py`.
-    real_name_hash = me.StringField()
-    real_name_tries = me.IntField()
     district = me.StringField()
     language = me.StringField(required=True)
     quiet_hours = me.DictField()
@@ -77,6 +72,11 @@ class ResidentDocument(me.Document):
             {"fields": ["firebase_hash"], "unique": True, "sparse": True},
             {"fields": ["erase_at"], "sparse": True},
             {"fields": ["former_phone_hash"], "sparse": True},
+            # Target groups are counted here without reading an account; see `account_filters`.
+            {
+                "fields": ["status", "district", "language", "seen_at", "push.marketing"],
+                "name": "target_group",
+            },
         ],
     }
 

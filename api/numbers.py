@@ -6,7 +6,6 @@ MongoDB could not store (a lone surrogate, a number beyond 64 bits) is refused h
 
 import json
 import re
-from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, NoReturn
@@ -140,11 +139,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 class RequestParser(FlaskParser):
-    """webargs with our JSON, a 415 for other media types, and unknown query fields refused.
-
-    A schema may have a `quick` way to read a body that comes often and large; whatever it gives
-    None for is read as JSON.
-    """
+    """webargs with our JSON, a 415 for other media types, and unknown query fields refused."""
 
     DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {
         **FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION,
@@ -165,9 +160,7 @@ class RequestParser(FlaskParser):
             or req.headers.get("Content-Encoding", "identity").lower() != "identity"
         ):
             raise UnsupportedMediaType
-        quick = getattr(schema, "quick", None)
-        found = None if quick is None else quick(raw)
-        return read_json(raw) if found is None else found
+        return read_json(raw)
 
     def load_querystring(self, req: Request, schema: ma.Schema) -> Any:
         _check_texts([*req.args.keys(), *req.args.values()])
@@ -342,8 +335,8 @@ class EachAlone(fields.List[Any]):
     def __init__(self, item: type[ma.Schema], *, most: int) -> None:
         super().__init__(fields.Nested(item), required=True, validate=validate.Length(1, most))
 
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
-        if not isinstance(value, Sequence) or isinstance(value, str):
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> list[Any]:
+        if not isinstance(value, list):
             raise self.make_error("invalid")
         return value
 

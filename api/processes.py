@@ -19,7 +19,7 @@ from integrations import servers
 from integrations.servers import Child
 
 # A worker for each queue, so that a push or a sweep never waits behind a file.
-QUEUES = {"worker-urgent": "urgent", "worker-bulk": "bulk"}
+QUEUES = {"worker-urgent": "urgent", "worker-bulk": "bulk", "worker-webhooks": "webhooks"}
 API_WORKERS = 2
 API_THREADS = 8
 WORKER_THREADS = 4
@@ -60,7 +60,14 @@ def of(config: Config, door: socket.socket, keep: int) -> Parts:
             on_orphaned=orphaned,
         )
 
-    api = gunicorn("api.wsgi:app", f"fd://{door.fileno()}", config.log_level)
+    api = [
+        *("gunicorn", "api.wsgi:app", "--config", "python:api.gunicorn"),
+        *("--bind", f"fd://{door.fileno()}", "--no-control-socket"),
+        *("--worker-class", "api.gunicorn.Worker"),
+        *("--workers", f"{API_WORKERS}", "--threads", f"{API_THREADS}"),
+        *("--graceful-timeout", f"{GRACEFUL_SECONDS}", "--timeout", "60", "--keep-alive", "5"),
+        *("--log-level", config.log_level.lower()),
+    ]
     celery = ["celery", "--app", "api.worker:celery"]
 
     def worker(name: str, queue: str) -> Child:
@@ -82,18 +89,6 @@ def of(config: Config, door: socket.socket, keep: int) -> Parts:
         beat=child("beat", beat, orphaned=signal.SIGTERM),
         follower=child("follower", ["api.follower"], orphaned=signal.SIGKILL),
     )
-
-
-def gunicorn(application: str, bind: str, log_level: str) -> list[str]:
-    """The command, after `python -m`, that serves an application the way the product is served."""
-    return [
-        *("gunicorn", application, "--config", "python:api.gunicorn"),
-        *("--bind", bind, "--no-control-socket"),
-        *("--worker-class", "api.gunicorn.Worker"),
-        *("--workers", f"{API_WORKERS}", "--threads", f"{API_THREADS}"),
-        *("--graceful-timeout", f"{GRACEFUL_SECONDS}", "--timeout", "60", "--keep-alive", "5"),
-        *("--log-level", log_level.lower()),
-    ]
 
 
 def fcm_standin(data_dir: Path, keep: int) -> tuple[Child, str, Callable[[], bool]]:

@@ -66,6 +66,15 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "task": "tanhui.remind_of_consents",
         "schedule": crontab(hour=9, minute=0),
     },
+    # Asked every hour and told once, in the morning: who was down at nine leaves nobody out.
+    "tell residents of vouchers that end within three days": {
+        "task": "tanhui.remind_of_vouchers",
+        "schedule": crontab(minute=20),
+    },
+    "tell residents which bank read their grade": {
+        "task": "tanhui.tell_of_reads",
+        "schedule": 60.0,
+    },
     "look at all green lists, make the banks' files of the day": {
         "task": "tanhui.make_bank_files",
         "schedule": crontab(hour=0, minute=40),

@@ -21,13 +21,14 @@ from accounting import (
     jobs,
     outbox,
     proofs,
+    read_receipts,
     subscriptions,
     sweeping,
     walks,
 )
 from accounting.clients import Kind
 from accounting.enterprise import validating
-from api import feed_rows, plants, schedule
+from api import feed_rows, schedule
 from api.bookkeeping import RULES
 from api.config import Config
 from footprint import grade, greenlist, policy_preview, preview, regrading, upkeep
@@ -37,7 +38,6 @@ from integrations import (
     delivery,
     devices,
     exports,
-    feeds,
     firebase,
     imports,
     reversals,
@@ -56,9 +56,10 @@ from points import (
     liability,
     passing,
     programme,
+    pushes,
     restating,
 )
-from rewards import disputes, expiring, redemptions, settlement, stock, takings
+from rewards import disputes, expiring, redemptions, reminding, settlement, stock, takings
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +82,17 @@ RUN: dict[str, Callable[[str], Any]] = {
     proofs.KIND: partial(proofs.run, rules=RULES),
     reversals.KIND: reversals.run,
     settlement.KIND: settlement.run,
+    pushes.KIND: pushes.run,
 }
-URGENT, BULK = "urgent", "bulk"
-# What may take long, or waits for somebody else's server.
+URGENT, BULK, OUTSIDE = "urgent", "bulk", "webhooks"
+# What may take long.
 SLOW = (
     "tanhui.run_job",
     "tanhui.carry_marketing",
-    "tanhui.carry_webhook",
     "tanhui.expire_vouchers",
     "tanhui.remind_of_consents",
+    "tanhui.remind_of_vouchers",
+    "tanhui.tell_of_reads",
     "tanhui.make_bank_files",
     "tanhui.validate_readings",
 )
@@ -126,9 +129,13 @@ def make_celery(config: Config) -> Celery:
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         # A worker of its own for each: a push or a sweep never waits behind a file.
-        task_queues={URGENT: {}, BULK: {}},
+        task_queues={URGENT: {}, BULK: {}, OUTSIDE: {}},
         task_default_queue=URGENT,
-        task_routes={name: {"queue": BULK} for name in SLOW},
+        task_routes={
+            **{name: {"queue": BULK} for name in SLOW},
+            # What waits for somebody else's server holds up nothing of ours.
+            "tanhui.carry_webhook": {"queue": OUTSIDE},
+        },
         task_publish_retry=False,
         timezone="Asia/Shanghai",
         beat_schedule=schedule.for_beat(),
@@ -181,8 +188,6 @@ def run_job(job_id: str) -> None:
             nudge(run_job, share.id)
     elif job.kind in RUN:
         RUN[job.kind](job_id)
-    elif job.kind == plants.READINGS:
-        imports.run(job_id, plants.take_file_rows, feeds.READINGS)
     elif imports.run(job_id, feed_rows.take_file_rows) is None:
         # A worker that was stopped: rows it took since may be behind the walk that takes it back.
         reversal_id = walks.again_after(job_id)
@@ -273,6 +278,7 @@ def sweep_half_done() -> None:
     grade.sweep(now - crediting.SWEEP_AFTER)
     consent_requests.sweep(now)
     greenlist.sweep(now)
+    pushes.sweep()
 
 
 @shared_task(name="tanhui.remind_of_consents")
@@ -280,6 +286,18 @@ def remind_of_consents() -> None:
     """Tell residents, once each, that a consent ends within a week."""
     while consents.remind(clock.now()) == consents.SWEEP_MAX:
         pass
+
+
+@shared_task(name="tanhui.remind_of_vouchers")
+def remind_of_vouchers() -> None:
+    """Tell residents, once each, of vouchers that end within three days, or tomorrow."""
+    reminding.remind(clock.now())
+
+
+@shared_task(name="tanhui.tell_of_reads")
+def tell_of_reads() -> None:
+    """Tell residents which bank read their grade."""
+    read_receipts.tell(clock.now())
 
 
 @shared_task(name="tanhui.make_bank_files")

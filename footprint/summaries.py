@@ -412,6 +412,20 @@ def days_of(accounts: Sequence[str], first_month: str) -> dict[str, dict[date, d
     return found
 
 
+def who_did(accounts: Sequence[str], behaviours: Sequence[str], first_month: str) -> set[str]:
+    """Those of some accounts that were credited for one of these behaviours from a month on.
+
+    In one read; it lags the book by what the follower has not taken in.
+    """
+    did = {"behaviour": {"$in": list(behaviours)}, "mg": {"$gt": 0}}
+    wanted = {
+        "account": {"$in": list(accounts)},
+        "month": {"$gte": first_month},
+        "behaviours": {"$elemMatch": did},
+    }
+    return {row["account"] for row in _months().find(wanted, {"_id": 0, "account": 1})}
+
+
 def cells(document: Mapping[str, Any]) -> list[Cell]:
     """The cells of a stored month, in order."""
     found = [

@@ -44,7 +44,6 @@ from accounting.book.reading import (
     heads_after,
     heads_pipeline,
     kinds,
-    last_seq,
     last_seqs,
     watch,
 )
@@ -85,7 +84,6 @@ __all__ = [
     "heads_after",
     "heads_pipeline",
     "kinds",
-    "last_seq",
     "last_seqs",
     "on_days",
     "post",

@@ -10,7 +10,7 @@ from typing import Any
 
 from accounting import book, clock, links, proofs, storage
 from accounting.book import Ask, Decision, Head, Line, Wanted
-from accounting.enterprise import editing, plants, readings, validating
+from accounting.enterprise import readings, validating
 from accounting.enterprise.plants import Kind
 from accounting.enterprise.readings import Reading
 from accounting.errors import AccountBusy, DomainError
@@ -31,7 +31,7 @@ from integrations import (
 )
 from integrations.firebase import FirebaseSettings
 from integrations.push import FirebasePusher
-from points import batches, crediting, deciding, feed, holds, milestones, passing, restating
+from points import batches, crediting, deciding, feed, holds, milestones, passing, pushes, restating
 from points.wallet import InsufficientPoints, Wallet
 from rewards import catalogue, expiring, redemptions, settlement, till, vouchers
 from rewards.vouchers import USED
@@ -55,12 +55,6 @@ def read_meter(plant: str, meter: str, at: str, value: str) -> list[str]:
     ends = [end.outcome for end in readings.take(plant, [row])]
     validating.sweep(clock.now() + 2 * readings.DEBOUNCE)
     return ends
-
-
-def edit_meter(plant: str, meter: str, at: str) -> None:
-    """Set one slot by hand."""
-    edits = [editing.Edit(datetime.fromisoformat(at), 7_000)]
-    editing.edit(plants.get_meter(plant, meter), edits, above=False, by="op", reason="first")
 
 
 def deposit_for_ever(account: str, acknowledged: str) -> None:
@@ -227,7 +221,7 @@ def run_reversal(job_id: str) -> str:
 
 
 def run_restatement(job_id: str) -> str:
-    versions.register.install()
+    versions.install()
     job = restating.run(job_id)
     assert job is not None
     return job.state
@@ -237,6 +231,11 @@ def run_passing(job_id: str) -> str:
     job = passing.run(job_id)
     assert job is not None
     return job.state
+
+
+def run_push(job_id: str) -> str | None:
+    job = pushes.run(job_id)
+    return job.state if job is not None else None
 
 
 def hold(account: str, key: str, points: int) -> int:
@@ -346,7 +345,6 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         deposit,
         deposit_for_ever,
         read_meter,
-        edit_meter,
         carry,
         move_many,
         report,
@@ -371,6 +369,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         prove,
         run_reversal,
         run_passing,
+        run_push,
         hold,
         capture,
         move_points,
