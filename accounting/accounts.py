@@ -33,6 +33,8 @@ PERSONAL = (
     "phone_sealed",
     "firebase_hash",
     "name_sealed",
+    "real_name_hash",
+    "real_name_tries",
     "district",
     "language",
     "quiet_hours",
@@ -49,6 +51,9 @@ class ResidentDocument(me.Document):
     phone_sealed = me.BinaryField()
     firebase_hash = me.StringField()
     name_sealed = me.BinaryField()
+    # What a bank has matched; see `accounting/real_names.py`.
+    real_name_hash = me.StringField()
+    real_name_tries = me.IntField()
     district = me.StringField()
     language = me.StringField(required=True)
     quiet_hours = me.DictField()

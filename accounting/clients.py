@@ -92,11 +92,16 @@ class Client(me.Document):
     keys = me.EmbeddedDocumentListField(SigningKey)
     created_at = me.DateTimeField(required=True)
     disabled_at = me.DateTimeField()
+    # The request that made it, so that a retry makes no other.
+    once = me.StringField()
 
     meta = {
         "collection": "clients",
         "auto_create_index": False,
-        "indexes": [("kind", "subject_id")],
+        "indexes": [
+            ("kind", "subject_id"),
+            {"fields": ["once"], "unique": True, "sparse": True},
+        ],
     }
 
 
@@ -117,8 +122,12 @@ def create_client(
     subject_id: str | None = None,
     scopes: tuple[str, ...] | None = None,
     policy: dict[str, Any] | None = None,
+    once: str | None = None,
 ) -> tuple[Client, str]:
-    """A new client and its secret, which is shown this once and cannot be read back."""
+    """A new client and its secret, which is shown this once and cannot be read back.
+
+    Raises `NotUniqueError` when `once` made one before.
+    """
     wanted = DEFAULT_SCOPES_OF[kind] if scopes is None else scopes
     assert set(wanted) <= set(SCOPES_OF[kind]), (kind, wanted)
     assert subject_id is not None or kind is Kind.OPERATOR, "a party acts for somebody"
@@ -132,8 +141,21 @@ def create_client(
         subject_id=subject_id or client_id,
         policy=policy or {},
         created_at=clock.now(),
+        once=once,
     ).save(force_insert=True)
     return client, secret
+
+
+def made_by(once: str) -> Client | None:
+    """The client a request made, when a crash lost its answer."""
+    return Client.objects(once=once).first()
+
+
+def new_secret(client: Client) -> str:
+    """Another secret for a client; the one before ends at once."""
+    secret = secrets.token_urlsafe(SECRET_BYTES)
+    Client.objects(client_id=client.client_id).update(set__secret_hash=_digest(secret))
+    return secret
 
 
 def authenticate(client_id: str, secret: str) -> Client | None:
@@ -179,41 +201,50 @@ def add_key(
     material: bytes,
     *,
     not_before: datetime | None = None,
+    live_max: int = KEYS_LIVE_MAX,
 ) -> str:
-    """Give a bank one more signing key and return its id; the oldest beyond two retires at once."""
+    """Give a bank one more signing key and return its id.
+
+    The oldest beyond `live_max` end at once; with 1 all but the new one.
+    """
     assert client.kind is Kind.BANK, client.kind
     key_id = new_id("key")
     now = clock.now()
-    client.keys.append(
-        SigningKey(
-            key_id=key_id,
-            algorithm=algorithm,
-            material_encrypted=vault.encrypt(base64.b64encode(material).decode(), _KEY_PURPOSE),
-            not_before=not_before or now,
-        )
+    key = SigningKey(
+        key_id=key_id,
+        algorithm=algorithm,
+        material_encrypted=vault.encrypt(base64.b64encode(material).decode(), _KEY_PURPOSE),
+        not_before=not_before or now,
     )
-    live = [key for key in client.keys if key.retired_at is None]
-    for key in live[:-KEYS_LIVE_MAX]:
-        key.retired_at = now
-    client.save()
+    # One write adds it, so that of two keys added at once neither is lost.
+    Client.objects(client_id=client.client_id).update(push__keys=key)
+    client.reload()
+    live = [one for one in client.keys if one.retired_at is None]
+    for one in live[:-live_max]:
+        retire_key(client, one.key_id, now)
+    client.reload()
     return key_id
 
 
-def new_hmac_key(client: Client) -> tuple[str, bytes]:
+def new_hmac_key(client: Client, *, live_max: int = KEYS_LIVE_MAX) -> tuple[str, bytes]:
     """A fresh shared secret for a bank: (key id, 32 random bytes), shown this once."""
     material = secrets.token_bytes(SECRET_BYTES)
-    return add_key(client, HMAC_SHA256, material), material
+    return add_key(client, HMAC_SHA256, material, live_max=live_max), material
 
 
 def live_key(client_id: str, key_id: str) -> BankKey | None:
     """The key, if it is live now and belongs to this client."""
-    client = Client.objects(client_id=client_id, disabled_at=None).first()
-    now = clock.now()
-    for key in client.keys if client else ():
-        if key.key_id == key_id and key.not_before <= now and not _retired(key, now):
-            material = base64.b64decode(vault.decrypt(bytes(key.material_encrypted), _KEY_PURPOSE))
-            return BankKey(key_id, client_id, key.algorithm, material)
-    return None
+    # Asked for every request of a bank, so without the documents around it.
+    wanted = {"_id": client_id, "disabled_at": None, "keys.key_id": key_id}
+    found = storage.strong(Client._get_collection()).find_one(wanted, {"keys.$": 1})
+    if found is None:
+        return None
+    [key] = found["keys"]
+    now, retired_at = clock.now(), key.get("retired_at")
+    if key["not_before"] > now or (retired_at is not None and retired_at <= now):
+        return None
+    material = base64.b64decode(vault.decrypt(bytes(key["material_encrypted"]), _KEY_PURPOSE))
+    return BankKey(key_id, client_id, key["algorithm"], material)
 
 
 def live_keys(client: Client) -> list[SigningKey]:

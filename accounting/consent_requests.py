@@ -17,10 +17,11 @@ import mongoengine as me
 from pymongo import ReturnDocument
 from pymongo.collection import Collection
 
-from accounting import clock, consents, storage, sweeping, vault
+from accounting import clock, consents, real_names, storage, sweeping, vault
 from accounting.consents import Consent
 from accounting.errors import DomainError, NotFound
 from accounting.ids import new_id
+from accounting.real_names import NameNotMatching
 
 OPEN, APPROVED, DECLINED, EXPIRED = "open", "approved", "declined", "expired"
 OPEN_FOR: Final = timedelta(days=30)
@@ -43,12 +44,6 @@ class RequestOver(DomainError):
     code = "consent_request_over"
     en = "This request was answered already, or nobody answered it in time."
     zh = "该请求已被答复，或已过期。"
-
-
-class NameNotMatching(DomainError):
-    code = "name_not_matching"
-    en = "The name is not the one the bank knows its customer by."
-    zh = "姓名与银行登记的客户姓名不符。"
 
 
 @storage.indexed
@@ -144,7 +139,7 @@ def ask(
         "_id": new_id("crq"),
         **of_customer,
         "customer_sealed": vault.encrypt(customer_ref, _PURPOSE),
-        "name_hash": _name_hash(real_name) if real_name is not None else None,
+        "name_hash": real_names.hash_of(real_name) if real_name is not None else None,
         "name_tries": 0,
         "purpose": purpose,
         "fields": list(fields),
@@ -277,12 +272,10 @@ def _check_name(request: ConsentRequest, real_name: str | None) -> None:
         {"$inc": {"name_tries": 1}},
         return_document=ReturnDocument.AFTER,
     )
-    if row is None or real_name is None or row["name_hash"] != _name_hash(real_name):
+    if row is None or real_name is None or row["name_hash"] != real_names.hash_of(real_name):
         raise NameNotMatching()
-
-
-def _name_hash(name: str) -> str:
-    return vault.keyed_hash("real-name", "".join(name.split()).casefold())
+    assert request.resident is not None, "only who opened it approves"
+    real_names.prove(request.resident, real_name)
 
 
 def _request(row: storage.Doc) -> ConsentRequest:

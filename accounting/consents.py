@@ -42,6 +42,8 @@ class ConsentDocument(me.Document):
     withdrawn_at = me.DateTimeField()
     # False until the resident was told that it ends soon.
     reminded = me.BooleanField(required=True)
+    # The request that gave it, so that a retry gives no other.
+    once = me.StringField()
 
     meta = {
         "collection": "consents",
@@ -49,6 +51,7 @@ class ConsentDocument(me.Document):
         "indexes": [
             {"fields": ["bank_id", "reference"], "unique": True},
             {"fields": ["resident", "_id"]},
+            {"fields": ["once"], "unique": True, "sparse": True},
             {
                 "fields": ["expires_at"],
                 "name": "to_be_reminded",
@@ -141,11 +144,12 @@ def grant(
     partner_id: str | None = None,
     text_version: str | None = None,
     consent_id: str | None = None,
+    once: str | None = None,
 ) -> Consent:
     """Record a consent; its reference is new and means nothing outside this bank.
 
-    The text is the one in force unless said otherwise. The same `consent_id` again is the same
-    consent.
+    The text is the one in force unless said otherwise. The same `consent_id`, or the same `once`,
+    again is the same consent.
     """
     assert (bank_id is not None) is (kind == BANK), (kind, bank_id)
     now = clock.now()
@@ -167,15 +171,17 @@ def grant(
     # Nobody needs a reminder of what is given for a few days.
     soon = expires_at <= now + RENEWAL_NOTICE
     consent_marks.mark([resident])
+    row = {"_id": consent.id, **document, "fields": list(fields), "reminded": soon}
+    if once is not None:
+        row["once"] = once
     try:
-        _consents().insert_one(
-            {"_id": consent.id, **document, "fields": list(fields), "reminded": soon}
-        )
+        _consents().insert_one(row)
     except DuplicateKeyError:
-        there = get(resident, consent.id)
-        if consent_id is None or there is None:
+        same = {"once": once} if once is not None else {"_id": consent_id}
+        there = _consents().find_one({**same, "resident": resident})
+        if there is None:
             raise
-        return there
+        return _consent(there)
     return consent
 
 
@@ -257,12 +263,11 @@ def read_many(
     found = {row["reference"]: _consent(row) for row in _consents().find(wanted)}
     now = clock.now()
     allowed = [_allows(found.get(one), purpose, what, now) for one in references]
-    _accesses().insert_many(
+    _note(
         [
             _record(bank_id, one, purpose, what, found.get(one), seen is not None, now)
             for one, seen in zip(references, allowed, strict=True)
-        ],
-        ordered=True,
+        ]
     )
     return allowed
 
@@ -270,11 +275,15 @@ def read_many(
 def note_reads(bank_id: str, seen: Sequence[Consent], what: str) -> None:
     """Record what a list shows a bank of each of these consents, before it is answered."""
     now = clock.now()
-    if seen:
-        _accesses().insert_many(
-            [_record(bank_id, one.reference, one.purpose, what, one, True, now) for one in seen],
-            ordered=True,
-        )
+    _note([_record(bank_id, one.reference, one.purpose, what, one, True, now) for one in seen])
+
+
+def _note(records: Sequence[storage.Doc]) -> None:
+    """Put reads on record; one alone, the usual case, without the machinery for many."""
+    if len(records) == 1:
+        _accesses().insert_one(records[0])
+    elif records:
+        _accesses().insert_many(records, ordered=True)
 
 
 def _allows(

@@ -43,6 +43,8 @@ class LinkDocument(me.Document):
     external_hash = me.StringField(required=True)
     external_sealed = me.BinaryField(required=True)
     linked_at = me.DateTimeField(required=True)
+    # The request that made it, so that a retry gets it and is not refused.
+    once = me.StringField()
     # False until the rows parked for this id are credited; the sweep looks here.
     parked_done = me.BooleanField(required=True)
 
@@ -68,6 +70,8 @@ class LinkCodeDocument(me.Document):
     id = me.StringField(primary_key=True)
     code_hash = me.StringField(required=True)
     tries = me.IntField(required=True)
+    # The request that used it up.
+    used_by = me.StringField()
     expires_at = me.DateTimeField(required=True)
 
     meta = {
@@ -116,20 +120,35 @@ def issue_code(partner_id: str, external_id: str) -> tuple[str, timedelta]:
     return code, CODE_LIFETIME
 
 
-def check_code(partner_id: str, external_id: str, code: str | None) -> None:
-    """Use up a link code. Raises `InvalidLinkCode`; five wrong tries spoil a code."""
+def check_code(
+    partner_id: str, external_id: str, code: str | None, *, once: str | None = None
+) -> None:
+    """Use up a link code. Raises `InvalidLinkCode`; five wrong tries spoil a code.
+
+    The request that used it up, known by `once`, may try again: a crash may have come before what
+    the code was for.
+    """
     hashed = external_hash(partner_id, external_id)
-    wanted = {"_id": hashed, "expires_at": {"$gt": clock.now()}, "tries": {"$lt": CODE_TRIES_MAX}}
-    # The try is counted before the comparison, so parallel guesses cannot exceed the limit.
-    if code is None or _codes().find_one_and_update(wanted, {"$inc": {"tries": 1}}) is None:
+    if code is None:
         raise InvalidLinkCode()
     right = {"_id": hashed, "code_hash": vault.keyed_hash("link-code", code)}
-    if _codes().delete_one(right).deleted_count == 0:
+    unspoilt = {"expires_at": {"$gt": clock.now()}, "tries": {"$lt": CODE_TRIES_MAX}}
+    if once is not None and _codes().find_one({**right, "used_by": once}) is not None:
+        return
+    # The try is counted before the comparison, so parallel guesses cannot exceed the limit.
+    wanted = {"_id": hashed, "used_by": None, **unspoilt}
+    if _codes().find_one_and_update(wanted, {"$inc": {"tries": 1}}) is None:
+        raise InvalidLinkCode()
+    used = {"$set": {"used_by": once or ""}}
+    if _codes().update_one({**right, "used_by": None}, used).modified_count == 0:
         raise InvalidLinkCode()
 
 
-def link(resident: str, partner_id: str, external_id: str) -> Link:
-    """Bind an external id to a resident. Raises `AlreadyLinked`, whoever holds it."""
+def link(resident: str, partner_id: str, external_id: str, *, once: str | None = None) -> Link:
+    """Bind an external id to a resident. Raises `AlreadyLinked`, whoever holds it.
+
+    `once` is the request it is made for; `made_by` finds it again.
+    """
     hashed = external_hash(partner_id, external_id)
     row: storage.Doc = {
         "_id": new_id("lnk"),
@@ -139,12 +158,27 @@ def link(resident: str, partner_id: str, external_id: str) -> Link:
         "external_sealed": vault.encrypt(external_id, "external"),
         "linked_at": clock.now(),
         "parked_done": False,
+        **({"once": once} if once is not None else {}),
     }
     try:
         _links().insert_one(row)
     except DuplicateKeyError:
         raise AlreadyLinked() from None
     return _link(row)
+
+
+def made_by(once: str | None, resident: str, partner_id: str, external_id: str) -> Link | None:
+    """The link a request made, when a crash lost its answer.
+
+    Raises `AlreadyLinked` when the id is linked by anything else.
+    """
+    hashed = external_hash(partner_id, external_id)
+    found = _links().find_one({"partner_id": partner_id, "external_hash": hashed})
+    if found is None:
+        return None
+    if once is None or (found["resident"], found.get("once")) != (resident, once):
+        raise AlreadyLinked()
+    return _link(found)
 
 
 def resident_of(partner_id: str, external_id: str) -> str | None:

@@ -29,6 +29,8 @@ def configure(master: bytes) -> None:
         raise ValueError(f"the master secret needs at least {MASTER_BYTES} bytes")
     _master = master
     derive.cache_clear()
+    signing_key.cache_clear()
+    key_id.cache_clear()
 
 
 @lru_cache(maxsize=64)
@@ -65,11 +67,13 @@ def keyed_hash(kind: str, text: str) -> str:
     return hmac.digest(derive(f"hash/{kind}"), text.encode(), "sha256").hex()
 
 
+@lru_cache(maxsize=1)
 def signing_key() -> Ed25519PrivateKey:
     """The city's Ed25519 key that signs grade answers, QR payloads and proofs."""
     return Ed25519PrivateKey.from_private_bytes(derive("sign/ed25519"))
 
 
+@lru_cache(maxsize=1)
 def key_id() -> str:
     """A stable id of the signing key: the first half of the SHA-256 of its public bytes."""
     public = signing_key().public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)

@@ -35,8 +35,8 @@ def create_app(config: Config) -> Flask:
     """
     vault.configure(config.secret)
     storage.connect(config.mongodb_uri)
-    versions.install()
-    policy_versions.install()
+    versions.register.install()
+    policy_versions.register.install()
     logs.configure(config.log_level)
 
     # No static folder and no automatic OPTIONS: only what is declared below answers.
@@ -54,7 +54,9 @@ def create_app(config: Config) -> Flask:
         redis=redis,
         nonces=nonces,
         metrics=metrics,
-        limits=limits.Limits(redis.connection_pool, demo=config.demo),
+        limits=limits.Limits(
+            redis.connection_pool, demo=config.demo, bank_reads=config.bank_reads_per_minute
+        ),
         texter=sms.HttpTexter(config.sms_url) if config.sms_url else sms.LogTexter(),
         firebase=firebase.client(FirebaseSettings(config.fcm_url, config.google_credentials)),
         celery=tasks.make_celery(config),

@@ -111,7 +111,7 @@ def verify(data_dir: Path, account: str | None, anew: bool) -> None:
     with stack.store(data_dir) as store:
         vault.configure(store.secret)
         storage.connect(store.mongodb_uri)
-        versions.install()
+        versions.register.install()
         try:
             found = _checked_account(account) if account else _checked_book(anew)
         except Broken as broken:

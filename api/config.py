@@ -22,8 +22,12 @@ from urllib.parse import urlsplit
 from integrations.servers import ServerError, unwritable
 
 SECRET_BYTES = 32
+WHOLE_MAX = 10**9
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 DEFAULT_DATA_DIR = "./var"
+BANK_READS_PER_MINUTE = 6_000
+# References in one batch; with fewer reads a minute it could never be answered.
+BANK_BATCH_MAX = 500
 EARLIER_STACK_SECONDS = 60
 POLL_SECONDS = 0.05
 
@@ -56,6 +60,8 @@ class Config:
     log_level: str = "INFO"
     internal_networks: tuple[Network, ...] = ()
     """Who may read `/metrics`, besides loopback."""
+    bank_reads_per_minute: int = BANK_READS_PER_MINUTE
+    """How many grades each bank may read a minute, one by one or in batches."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Config":
@@ -75,6 +81,9 @@ class Config:
             sms_url=read.url("TANHUI_SMS_URL", ("http", "https")) or None,
             log_level=read.choice("TANHUI_LOG_LEVEL", LOG_LEVELS, "INFO"),
             internal_networks=read.networks("TANHUI_INTERNAL_NETWORKS"),
+            bank_reads_per_minute=read.whole(
+                "TANHUI_BANK_READS_PER_MINUTE", BANK_BATCH_MAX, BANK_READS_PER_MINUTE
+            ),
         )
         if config.fcm_url and not is_loopback(urlsplit(config.fcm_url).hostname):
             read.wrong("TANHUI_FCM_URL must be on loopback, such as http://127.0.0.1:9199")
@@ -105,6 +114,7 @@ class Config:
             "TANHUI_PUBLIC_URL": self.public_url,
             "TANHUI_DATA_DIR": str(self.data_dir),
             "TANHUI_LOG_LEVEL": self.log_level,
+            "TANHUI_BANK_READS_PER_MINUTE": str(self.bank_reads_per_minute),
         } | {name: value for name, value in optional.items() if value is not None}
 
 
@@ -188,6 +198,15 @@ class _Reader:
         if value not in known:
             self.wrong(f"{name} must be one of {', '.join(known)}")
         return value
+
+    def whole(self, name: str, least: int, default: int) -> int:
+        value = self.text(name)
+        if not value:
+            return default
+        if not (value.isascii() and value.isdigit() and least <= int(value) <= WHOLE_MAX):
+            self.wrong(f"{name} must be a whole number of at least {least}")
+            return default
+        return int(value)
 
     def networks(self, name: str) -> tuple[Network, ...]:
         found: list[Network] = []

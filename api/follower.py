@@ -29,8 +29,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     storage.connect(config.mongodb_uri)
-    versions.install()
-    policy_versions.install()
+    versions.register.install()
+    policy_versions.register.install()
     upkeep.follow(asked.is_set, milestones.look, milestones.look_at)
     storage.disconnect()
 

@@ -40,8 +40,8 @@ def explain(resident: str, on: datetime | None, data_dir: Path) -> None:
     with stack.store(data_dir) as store:
         vault.configure(store.secret)
         storage.connect(store.mongodb_uri)
-        versions.install()
-        policy_versions.install()
+        versions.register.install()
+        policy_versions.register.install()
         try:
             day = on.date() if on else clock.city_day(clock.now())
             found = on_day(resident, day)

@@ -1,4 +1,4 @@
-"""`tanhui up`: start every part in order, keep it running, stop it in reverse order.
+"""`tanhui up`: start every part in order, keep it running, stop ours together, then the servers.
 
 MongoDB, Redis, indexes, then gunicorn, Celery worker, Celery beat and the follower of the book
 together. Each part is a process of its own that logs to `<data-dir>/log/` and cannot outlive this
@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,7 @@ def _start(
     env: Mapping[str, str],
     say: Say,
 ) -> list[Watched]:
-    """Start the parts in order; `parts` stops them in reverse."""
+    """Start the parts in order; `parts` stops them in reverse, ours all at once."""
     data_dir = settings.prepare(data_dir)
     keep = parts.enter_context(settings.claim(data_dir, "`tanhui up`"))
     state = settings.StackFacts(data_dir)
@@ -107,8 +107,10 @@ def _start(
     started_ns = time.time_ns()
     parts_of_ours = processes.of(config, door, keep)
     api, workers, beat = parts_of_ours.api, parts_of_ours.workers, parts_of_ours.beat
-    for child in (parts_of_ours.follower, *workers, beat, api):
+    ours = (parts_of_ours.follower, *workers, beat, api)
+    for child in ours:
         start(child)
+    parts.callback(_ask, ours)  # None needs another to end, so all end at once.
     parts.callback(door.close)  # Before gunicorn is told to stop: nobody new comes in.
     if demo:
         _seed(config)
@@ -127,6 +129,11 @@ def _start(
         say(_what_to_try(base_url, data_dir))
     say("Ctrl-C stops everything.")
     return watched
+
+
+def _ask(children: Iterable[Child]) -> None:
+    for child in children:
+        child.ask()
 
 
 def _listen(host: str, port: int) -> socket.socket:

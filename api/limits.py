@@ -19,6 +19,7 @@ from limits.strategies import FixedWindowRateLimiter
 from redis import ConnectionPool, RedisError
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from accounting.clients import Kind
 from accounting.errors import NotFound, RateLimited
 
 if TYPE_CHECKING:
@@ -57,30 +58,40 @@ class Request(flask.Request):
 class Limits:
     """Counts the requests of one process' callers; the counters are shared through Redis."""
 
-    def __init__(self, pool: ConnectionPool, *, demo: bool) -> None:
+    def __init__(self, pool: ConnectionPool, *, demo: bool, bank_reads: int) -> None:
         factor = DEMO_FACTOR if demo else 1
         self._resident = RateLimitItemPerMinute(RESIDENT_PER_MINUTE * factor)
         self._client = RateLimitItemPerMinute(CLIENT_PER_MINUTE * factor)
+        # Counted by bank, whichever of its clients asks: a request is one read, a batch one for
+        # each reference it names.
+        self._bank = RateLimitItemPerMinute(bank_reads * factor)
         self._address = RateLimitItemPerMinute(ADDRESS_PER_MINUTE * factor)
         self._wrong_codes = RateLimitItemPerMinute(WRONG_CODES, WRONG_CODES_MINUTES)
-        self._counter = FixedWindowRateLimiter(RedisStorage("redis://", connection_pool=pool))
+        self._storage = RedisStorage("redis://", connection_pool=pool)
+        self._counter = FixedWindowRateLimiter(self._storage)
         self._paused_until = 0.0
 
-    def count(self, caller: "Caller | None", address: str | None) -> None:
-        """Count one request for the caller, else for the address; raises `RateLimited`."""
+    def count(self, caller: "Caller | None", address: str | None, cost: int = 1) -> None:
+        """Count one request for the caller, else for the address; raises `RateLimited`.
+
+        What costs more than is left takes nothing, so that smaller requests still go through.
+        """
         if time.monotonic() < self._paused_until:
             return
         item, key = self._bucket(caller, address)
         try:
-            within = self._counter.hit(item, key)
-            stats = self._counter.get_window_stats(item, key)
+            # What is left is told by the count itself: asking for it would be a round trip more.
+            fits = cost == 1 or self._counter.test(item, key, cost=cost)
+            name = item.key_for(key)
+            used = self._storage.incr(name, item.get_expiry(), amount=cost if fits else 0)
+            reset_at = self._storage.get_expiry(name)
         except RedisError as error:
             self._paused_until = time.monotonic() + PAUSE_S
             current_app.logger.warning("rate limits are off, Redis is away: %s", error)
             return
-        reset_s = max(1, round(stats.reset_time - time.time()))
-        g.rate_limit = (item.amount, stats.remaining, reset_s)
-        if not within:
+        reset_s = max(1, round(reset_at - time.time()))
+        g.rate_limit = (item.amount, max(0, item.amount - used), reset_s)
+        if not fits or used > item.amount:
             raise RateLimited(retry_after=reset_s)
 
     @contextmanager
@@ -103,12 +114,23 @@ class Limits:
     def _bucket(self, caller: "Caller | None", address: str | None) -> tuple[RateLimitItem, str]:
         if caller is None:
             return self._address, f"address:{address}"
+        if caller.kind.value == Kind.BANK.value:
+            return self._bank, f"bank:{caller.id}"
         return (self._client if caller.client_id else self._resident), caller.key
 
 
 def count(caller: "Caller | None", address: str | None) -> None:
     """`Limits.count` of the current application."""
     current_app.extensions["limits"].count(caller, address)
+
+
+def read_more(caller: "Caller", reads: int) -> None:
+    """Count what a request reads beyond the one it was counted for at the door.
+
+    Raises `RateLimited`.
+    """
+    if reads > 0:
+        current_app.extensions["limits"].count(caller, None, reads)
 
 
 def add_headers(response: Response) -> Response:

@@ -1,6 +1,6 @@
 """Whose plant a request is about, and the form of its readings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -11,14 +11,20 @@ from accounting import clock
 from accounting.enterprise import plants, readings
 from accounting.enterprise.plants import Kind, Plant
 from accounting.enterprise.readings import End, Reading
+from accounting.enterprise.refusals import REFUSALS, MalformedReading
 from accounting.errors import Forbidden, ValidationFailed
+from accounting.jobs import Job
 from api.numbers import Instant, Quantity, Schema
+from api.plain_readings import PlainReadings
+from api.problems import Invalid
 from api.reading import RowReader
 from api.security import PLANT, caller
+from integrations.imports import RowResult
 
 # The kind of a file of readings, as its jobs are called.
 READINGS = "readings"
 DAYS_MAX = 400
+MONTH = validate.Regexp(r"(19[7-9][0-9]|[2-8][0-9]{3})-(0[1-9]|1[0-2])\Z")
 NAME = validate.Regexp(r"[A-Za-z0-9._:-]{1,64}\Z")
 
 
@@ -48,13 +54,23 @@ def own_plant(plant_id: str) -> Plant:
 
 def take_readings(plant_id: str, raw: Sequence[Any]) -> list[End]:
     """Check the form of each row and take the good ones in together; the end of each, in order."""
+    if isinstance(raw, PlainReadings):
+        ends = readings.take_columns(plant_id, raw.columns)
+        if ends is not None:
+            return ends
+    rows = [row if isinstance(row, Reading) else MalformedReading.code for row in readings_of(raw)]
+    return readings.take(plant_id, rows)
+
+
+def readings_of(raw: Iterable[Any]) -> list[Reading | Invalid]:
+    """Each row as a reading, or what is wrong with its form."""
     reader = RowReader(ReadingFields())
-    rows: list[Reading | str] = []
+    rows: list[Reading | Invalid] = []
     for one in raw:
         try:
             data = reader.load(one)
-        except ma.ValidationError:
-            rows.append("malformed_reading")
+        except ma.ValidationError as error:
+            rows.append(Invalid.of(error))
             continue
         rows.append(
             Reading(
@@ -66,7 +82,23 @@ def take_readings(plant_id: str, raw: Sequence[Any]) -> list[End]:
                 data.get("multiplier"),
             )
         )
-    return readings.take(plant_id, rows)
+    return rows
+
+
+def take_file_rows(job: Job, raw: Sequence[dict[str, Any]]) -> list[RowResult]:
+    """Rows of a file of readings, for the job that reads it; it belongs to the plant."""
+    rows = readings_of(raw)
+    taken = iter(readings.take(job.owner, [row for row in rows if isinstance(row, Reading)]))
+    return [
+        _counted(next(taken)) if isinstance(row, Reading) else RowResult("rejected", row)
+        for row in rows
+    ]
+
+
+def _counted(end: End) -> RowResult:
+    if end.code is not None:
+        return RowResult("rejected", REFUSALS[end.code]())
+    return RowResult("duplicate" if end.outcome == readings.DUPLICATE else "recorded")
 
 
 def span_of(

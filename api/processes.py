@@ -60,14 +60,7 @@ def of(config: Config, door: socket.socket, keep: int) -> Parts:
             on_orphaned=orphaned,
         )
 
-    api = [
-        *("gunicorn", "api.wsgi:app", "--config", "python:api.gunicorn"),
-        *("--bind", f"fd://{door.fileno()}", "--no-control-socket"),
-        *("--worker-class", "api.gunicorn.Worker"),
-        *("--workers", f"{API_WORKERS}", "--threads", f"{API_THREADS}"),
-        *("--graceful-timeout", f"{GRACEFUL_SECONDS}", "--timeout", "60", "--keep-alive", "5"),
-        *("--log-level", config.log_level.lower()),
-    ]
+    api = gunicorn("api.wsgi:app", f"fd://{door.fileno()}", config.log_level)
     celery = ["celery", "--app", "api.worker:celery"]
 
     def worker(name: str, queue: str) -> Child:
@@ -89,6 +82,18 @@ def of(config: Config, door: socket.socket, keep: int) -> Parts:
         beat=child("beat", beat, orphaned=signal.SIGTERM),
         follower=child("follower", ["api.follower"], orphaned=signal.SIGKILL),
     )
+
+
+def gunicorn(application: str, bind: str, log_level: str) -> list[str]:
+    """The command, after `python -m`, that serves an application the way the product is served."""
+    return [
+        *("gunicorn", application, "--config", "python:api.gunicorn"),
+        *("--bind", bind, "--no-control-socket"),
+        *("--worker-class", "api.gunicorn.Worker"),
+        *("--workers", f"{API_WORKERS}", "--threads", f"{API_THREADS}"),
+        *("--graceful-timeout", f"{GRACEFUL_SECONDS}", "--timeout", "60", "--keep-alive", "5"),
+        *("--log-level", log_level.lower()),
+    ]
 
 
 def fcm_standin(data_dir: Path, keep: int) -> tuple[Child, str, Callable[[], bool]]:

@@ -78,19 +78,22 @@ class Door:
     """What a view declared: who may call it, with which scope, and the bytes it may send.
 
     `area` is the part of the programme an operator must be trusted with; None takes all of it.
+    `plant_scope` is what plants need where it is not what the others need.
     """
 
     kinds: frozenset[Kind]
     scope: str | None
     body_max: int
     area: str | None = None
+    plant_scope: str | None = None
 
     def admits(self, caller: Caller) -> bool:
         if caller.kind not in self.kinds:
             return False
         if caller.kind is OPERATOR:
             return not caller.scopes.isdisjoint(self.operator_scopes)
-        return caller.kind is RESIDENT or self.scope is None or self.scope in caller.scopes
+        scope = self.plant_scope if caller.kind is PLANT and self.plant_scope else self.scope
+        return caller.kind is RESIDENT or scope is None or scope in caller.scopes
 
     @property
     def operator_scopes(self) -> tuple[str, ...]:
@@ -109,6 +112,8 @@ class Door:
             ways.append({"client": scopes, "signature": []})
         if self.kinds & {DATA, MERCHANT, PLANT}:
             ways.append({"client": scopes})
+        if self.plant_scope:
+            ways.append({"client": [self.plant_scope]})
         if OPERATOR in self.kinds:
             ways += [{"client": [scope]} for scope in self.operator_scopes]
         return ways
@@ -127,19 +132,21 @@ def door(
     scope: str | None = None,
     area: str | None = None,
     body_max: int = BODY_MAX,
+    plant_scope: str | None = None,
 ) -> Callable[[View], View]:
     """Declare who may call a view; the outermost decorator of the method.
 
     `scope` is what partners, merchants, banks and plants need. Operators need `operator`, or the
-    scope of the door's `area`; with `operator` they may use every plant door.
-    `body_max` in bytes.
+    scope of the door's `area`; with `operator` they may use every plant door. `plant_scope` is for
+    plants instead of `scope`, where others come in too. `body_max` in bytes.
     """
     admitted = frozenset(kinds) | ({OPERATOR} if PLANT in kinds else frozenset())
     assert admitted, "a door admits somebody"
     assert admitted.isdisjoint({OPEN, INTERNAL}) or len(admitted) == 1, admitted
     assert scope is None or scope in clients.SCOPES, scope
     assert area is None or (area in clients.AREAS and OPERATOR in admitted), area
-    declared = Door(admitted, scope, body_max, area)
+    assert plant_scope is None or plant_scope in clients.SCOPES, plant_scope
+    declared = Door(admitted, scope, body_max, area, plant_scope)
 
     def decorate(view: View) -> View:
         @wraps(view)

@@ -28,7 +28,7 @@ from accounting import (
 )
 from accounting.clients import Kind
 from accounting.enterprise import validating
-from api import feed_rows, schedule
+from api import feed_rows, plants, schedule
 from api.bookkeeping import RULES
 from api.config import Config
 from footprint import grade, greenlist, policy_preview, preview, regrading, upkeep
@@ -38,6 +38,7 @@ from integrations import (
     delivery,
     devices,
     exports,
+    feeds,
     firebase,
     imports,
     reversals,
@@ -188,6 +189,8 @@ def run_job(job_id: str) -> None:
             nudge(run_job, share.id)
     elif job.kind in RUN:
         RUN[job.kind](job_id)
+    elif job.kind == plants.READINGS:
+        imports.run(job_id, plants.take_file_rows, feeds.READINGS)
     elif imports.run(job_id, feed_rows.take_file_rows) is None:
         # A worker that was stopped: rows it took since may be behind the walk that takes it back.
         reversal_id = walks.again_after(job_id)

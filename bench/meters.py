@@ -1,26 +1,27 @@
 """Readings of plants: backfill by meter-day, the city's quarter hour, a month by day.
 
 Backfill: bodies of up to 10,000 readings, from bytes to validated days, by two workers, next to raw
-PyMongo inserting the very documents that came out, in turns. Inventory and alerts are not part of
-it until they are built; what is measured is ingest and VEE. Run: `python -m bench.meters`.
+PyMongo inserting the very documents that came out, in turns.
+Run: `python -m bench.meters [--only backfill|live|month] [--profile]`.
 """
 
 import argparse
+import cProfile
 import json
 import multiprocessing
+import pstats
 import random
 import time
 from datetime import date, timedelta
 from decimal import Decimal
-from typing import Any
 
 from accounting import clock, storage, vault
 from accounting.enterprise import meterdays, plants, readings, validating
 from accounting.enterprise.meterdays import collection
 from accounting.enterprise.plants import Kind, Meter
-from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT, SLOTS
 from api.numbers import read_json
+from api.plain_readings import plain_body
 from api.plants import take_readings
 from bench.side_by_side import fresh_store, out, rate, table, timed
 
@@ -66,16 +67,22 @@ def body_of(meter: str, chance: random.Random, days: int = BODY_DAYS) -> bytes:
     return json.dumps({"readings": rows}).encode()
 
 
-def work(uri: str, plant: str, bodies: list[tuple[str, bytes]]) -> tuple[int, float]:
+def take_body(plant: str, body: bytes) -> int:
+    """What the door does with a request's body."""
+    rows = (plain_body(body) or read_json(body))["readings"]
+    ends = take_readings(plant, rows)
+    assert readings.accepted(ends)[readings.ACCEPTED] == len(ends)
+    return len(ends)
+
+
+def work(uri: str, plant: str, bodies: list[bytes]) -> tuple[int, float]:
     """Take bodies in and validate what they touched; readings taken, CPU seconds."""
     start(uri)
     began, count = time.process_time(), 0
     last = FIRST + timedelta(days=BODY_DAYS - 1)
-    for meter, body in bodies:
-        ends = take_readings(plant, read_json(body)["readings"])
-        assert all(end.outcome == readings.ACCEPTED for end in ends)
-        count += len(ends)
-        validating.catch_up(plant, FIRST, last, meter)
+    for body in bodies:
+        count += take_body(plant, body)
+    validating.catch_up(plant, FIRST, last)
     return count, time.process_time() - began
 
 
@@ -103,7 +110,7 @@ def backfill(uri: str, workers: int, meters: int, rounds: int) -> None:
             shares = []
             for plant in names:
                 add_meters(plant, meters)
-                bodies = [(f"m{one}", body_of(f"m{one}", chance)) for one in range(meters)]
+                bodies = [body_of(f"m{one}", chance) for one in range(meters)]
                 shares.append((uri, plant, bodies))
             ends: list[tuple[int, float]] = []
             took = timed(lambda s=shares, e=ends: e.extend(pool.starmap(work, s, chunksize=1)))
@@ -124,7 +131,21 @@ def backfill(uri: str, workers: int, meters: int, rounds: int) -> None:
     out.print(f"worker CPU a reading: {1e6 * cpu / sum(counts):.1f} µs")
 
 
-def live(city_plants: int) -> None:
+def live_body(slot: int) -> bytes:
+    at = (clock.start_of(FIRST) + slot * SLOT).isoformat()
+    rows = [
+        {"meter": f"m{one}", "at": at, "value": 12.25, "kind": "interval"} for one in range(100)
+    ]
+    return json.dumps({"readings": rows}).encode()
+
+
+def absorb(uri: str, names: list[str], body: bytes) -> None:
+    start(uri)
+    for plant in names:
+        take_body(plant, body)
+
+
+def live(uri: str, workers: int, city_plants: int) -> None:
     """The same quarter hour of every meter of the city, one call a plant; then its validation."""
     names = [f"city{number}" for number in range(city_plants)]
     for plant in names:
@@ -136,23 +157,27 @@ def live(city_plants: int) -> None:
             for one in range(100)
         ]
         storage.database()["meters"].insert_many(rows)
-    shown = table(f"one slot of {city_plants * 100:,} meters, one process", "", "seconds")
-    for slot in (0, 1):
-        at = clock.start_of(FIRST) + slot * SLOT
-        sent = [Reading(f"m{one}", at, Decimal(12), Kind.INTERVAL) for one in range(100)]
+    title = f"one slot of {city_plants * 100:,} meters, {workers} workers"
+    shown = table(title, "", "seconds", "of all 111,000")
+    times = 1_110 / city_plants
 
-        def absorb(sent: list[Reading] = sent) -> None:
-            for plant in names:
-                readings.take(plant, sent)
+    def tell(what: str, took: float) -> None:
+        shown.add_row(what, f"{took:,.1f}", f"{took * times:,.0f}")
 
-        shown.add_row(f"slot {slot} absorbed", f"{timed(absorb):,.1f}")
-    later = clock.now() + 2 * readings.DEBOUNCE
+    later = clock.now() + timedelta(hours=1)
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        shares = [names[number::workers] for number in range(workers)]
+        pool.map(start, [uri] * workers, chunksize=1)
+        for slot in range(3):
+            sent = [(uri, share, live_body(slot)) for share in shares]
+            took = timed(lambda s=sent: pool.starmap(absorb, s, chunksize=1))
+            tell(f"slot {slot} absorbed", took)
 
-    def validate() -> None:
-        while validating.sweep(later):
-            pass
+            def validate() -> None:
+                while validating.sweep(later):
+                    pass
 
-    shown.add_row("both validated, once a day touched", f"{timed(validate):,.1f}")
+            tell(f"slot {slot} validated, by one process", timed(validate))
     out.print(shown)
 
 
@@ -161,8 +186,7 @@ def month(plant: str) -> None:
     add_meters(plant, 100)
     chance = random.Random(3)
     for one in range(100):
-        rows: list[Any] = read_json(body_of(f"m{one}", chance, 30))["readings"]
-        take_readings(plant, rows)
+        take_body(plant, body_of(f"m{one}", chance, 30))
     last = FIRST + timedelta(days=29)
     validating.catch_up(plant, FIRST, last)
     spent = sorted(timed(lambda: meterdays.totals(plant, FIRST, last)) for _ in range(9))
@@ -170,21 +194,38 @@ def month(plant: str) -> None:
     out.print(f"a month by day, {found:,} meter-days: median {spent[4] * 1e3:.0f} ms")
 
 
+def profile(uri: str, meters: int) -> None:
+    """Where one worker's time goes."""
+    chance = random.Random(8)
+    add_meters("warm", meters)
+    add_meters("measured", meters)
+    work(uri, "warm", [body_of("m0", chance)])
+    bodies = [body_of(f"m{one}", chance) for one in range(meters)]
+    seen = cProfile.Profile()
+    took = timed(lambda: seen.runcall(work, uri, "measured", bodies))
+    out.print(f"{meters * BODY_DAYS * SLOTS / took:,.0f} readings/s under the profiler")
+    pstats.Stats(seen).sort_stats("tottime").print_stats(25)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--meters", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--plants", type=int, default=1_110)
+    parser.add_argument("--plants", type=int, default=111)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=("backfill", "live", "month"))
     wanted = parser.parse_args()
     with fresh_store() as uri:
+        if wanted.profile:
+            profile(uri, wanted.meters)
+            return
         if wanted.only in (None, "backfill"):
             backfill(uri, wanted.workers, wanted.meters, wanted.rounds)
         if wanted.only in (None, "month"):
             month("month")
         if wanted.only in (None, "live"):
-            live(wanted.plants)
+            live(uri, wanted.workers, wanted.plants)
 
 
 if __name__ == "__main__":

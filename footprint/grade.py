@@ -15,7 +15,7 @@ import mongoengine as me
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import clock, grading, notices, outbox, storage
+from accounting import book, clock, grading, notices, outbox, storage
 from accounting.errors import AccountBusy
 from accounting.grading import UNRATED, Policy, Standing
 from accounting.outbox import Notice
@@ -178,16 +178,22 @@ def window(policy: Policy, now: datetime) -> tuple[str, str]:
 # Grading.
 
 
-def grade_now(resident: str, *, scheduled: str | None = None, released: bool = False) -> Snapshot:
+def grade_now(
+    resident: str, *, scheduled: str | None = None, released: bool = False, anew: bool = False
+) -> Snapshot:
     """Grade a resident, exactly, and keep the snapshot if anything changed.
 
     `scheduled` is the month whose scheduled grading this is: it counts once towards a fall.
-    `released` lets the grade fall at once. Raises `AccountBusy` if others keep grading as well.
+    `released` lets the grade fall at once. `anew` looks at the months although no entry came since,
+    because they were built again. Raises `AccountBusy` if others keep grading as well.
     """
+    settled = scheduled is None and not released and not anew
     for attempt in range(ATTEMPTS_MAX):
         last = newest_of(resident)
         now = clock.now()
         policy = policy_on(clock.city_day(now))
+        if settled and last is not None and _nothing_came(last, policy, now):
+            return last
         seq, rows = summaries.month_rows(resident, *window(policy, now))
         fresh = graded(
             resident, policy, now, seq, rows, last, scheduled=scheduled, released=released
@@ -217,7 +223,14 @@ def taken_back(resident: str, *, fraud: bool = False) -> None:
 def made_anew(resident: str) -> Snapshot:
     """Build the months of a resident again from the book, and grade; safe to repeat."""
     summaries.rebuild(resident)
-    return grade_now(resident)
+    return grade_now(resident, anew=True)
+
+
+def rebuilt(resident: str) -> None:
+    """Build the months of an account again; who has a grade gets the one they give."""
+    summaries.rebuild(resident)
+    if newest_of(resident) is not None:
+        grade_now(resident, anew=True)
 
 
 def graded(
@@ -264,6 +277,14 @@ def counted(policy: Policy, rows: Iterable[Row]) -> tuple[dict[str, int], int]:
             if row.mg > 0:
                 months.add(row.month)
     return {code: mg for code, mg in sorted(sums.items()) if mg > 0}, len(months)
+
+
+def _nothing_came(last: Snapshot, policy: Policy, now: datetime) -> bool:
+    """Whether the months are certainly those that `last` looked at, by the book's index alone."""
+    then = last.inputs
+    return (then.policy, then.last_month) == (policy.version, clock.city_month(now)) and (
+        book.last_seq(last.resident) <= then.seq
+    )
 
 
 def is_same(last: Snapshot, fresh: Snapshot) -> bool:

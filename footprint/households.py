@@ -63,7 +63,7 @@ class HouseholdDocument(me.Document):
     members = me.IntField(required=True)
     # {since: city day, members}, oldest first.
     counts = me.ListField(me.DictField())
-    # {resident, since}, in the order of joining; never more than `members`.
+    # {resident, since, once}, in the order of joining; never more than `members`.
     residents = me.ListField(me.DictField())
     opened_at = me.DateTimeField(required=True)
     # {members, agreed}: another number of members, and who of the residents agreed to it.
@@ -141,12 +141,20 @@ def number_hash(carrier: str, account_no: str) -> str:
 
 
 def join(
-    resident: str, carrier: Carrier, account_no: str, members: int, partner: str | None = None
+    resident: str,
+    carrier: Carrier,
+    account_no: str,
+    members: int,
+    partner: str | None = None,
+    *,
+    once: str | None = None,
 ) -> Membership:
     """Link a resident to a meter account, opening it for the first.
 
     Whoever is the first asks the utility for its history: the `partner` that proved the account,
     or any that may send the carrier.
+
+    `once` is the request it is for; `joined_by` finds the place again.
 
     Raises `AlreadyLinked` for a resident who is in it, `MembersConflict` when it is registered with
     another number of members, and `HouseholdFull` when that many are linked.
@@ -155,7 +163,9 @@ def join(
     if ACCOUNT_NO.fullmatch(account_no) is None:
         raise ValidationFailed("/account_no", "Not an account number.", "户号格式不正确。")
     hashed = number_hash(carrier, account_no)
-    place = {"resident": resident, "since": clock.now()}
+    place: storage.Doc = {"resident": resident, "since": clock.now()}
+    if once is not None:
+        place["once"] = once
     for _ in range(JOIN_ATTEMPTS_MAX):
         found = _collection().find_one({"number_hash": hashed})
         if found is None:
@@ -168,6 +178,17 @@ def join(
         if joined is not None:
             return _membership(joined, resident)
     raise AccountBusy(retry_after=1)
+
+
+def joined_by(
+    once: str | None, resident: str, carrier: Carrier, account_no: str
+) -> Membership | None:
+    """The place a request made, when a crash lost its answer."""
+    found = _collection().find_one({"number_hash": number_hash(carrier, account_no)})
+    if once is None or found is None:
+        return None
+    made = [(place["resident"], place.get("once")) for place in found["residents"]]
+    return _membership(found, resident) if (resident, once) in made else None
 
 
 def get(resident: str, household_id: str) -> Membership:

@@ -14,7 +14,7 @@ from pymongo.errors import DuplicateKeyError
 from accounting import alarms, book, clock, following, jobs, walks
 from accounting.book import Entry, Head
 from accounting.jobs import Job
-from footprint import folding, intake, summaries
+from footprint import folding, grade, intake, summaries
 from footprint.folding import Month
 
 KIND = "projections"
@@ -81,7 +81,7 @@ def run(job_id: str) -> Job | None:
     def work(job: Job, accounts: Sequence[str]) -> walks.Totals:
         if job.arguments["rebuild"]:
             for account in accounts:
-                summaries.rebuild(account)
+                grade.rebuilt(account)
             return {"accounts": len(accounts), "rebuilt": len(accounts)}
         heads = book.heads(accounts).values()
         lagged = summaries.catch_up_to(heads)
@@ -89,7 +89,7 @@ def run(job_id: str) -> Job | None:
         wrong = differing(head for head in heads if part in (None, part_of(head.account)))
         for account in wrong:
             alarms.sound(ALARM, account, job=job.id)
-            summaries.rebuild(account)
+            grade.rebuilt(account)
         return {"accounts": len(accounts), "lagged": lagged, "rebuilt": len(wrong)}
 
     return walks.run(job_id, work, ids_after=book.accounts_after)

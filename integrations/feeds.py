@@ -43,6 +43,26 @@ ROW_FIELDS: Final = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The columns of a CSV: those that are fields of a row, and those of them that are numbers.
+
+    Others are the row's attributes where it has any, and fields it does not know where it has none.
+    """
+
+    fields: frozenset[str]
+    numbers: frozenset[str]
+    attributes: bool = True
+
+
+REPORTS: Final = Form(ROW_FIELDS, NUMBERS)
+READINGS: Final = Form(
+    frozenset({"meter", "at", "value", "kind", "unit", "multiplier"}),
+    frozenset({"value", "multiplier"}),
+    attributes=False,
+)
+
+
 class FileRefused(Exception):
     """The file as a whole cannot be read; the message is for the partner."""
 
@@ -58,12 +78,14 @@ class Unreadable:
 FeedRow = dict[str, Any] | Unreadable
 
 
-def rows(data: IO[bytes], *, media_type: str, gzipped: bool, size: int) -> Iterator[FeedRow]:
+def rows(
+    data: IO[bytes], *, media_type: str, gzipped: bool, size: int, form: Form = REPORTS
+) -> Iterator[FeedRow]:
     """The rows of a file, streamed. Raises `FileRefused` when it cannot be read on."""
     source = cast("IO[bytes]", gzip.GzipFile(fileobj=data)) if gzipped else data
     bound = _Bounded(source, size * GZIP_RATIO_MAX if gzipped else size)
     try:
-        yield from _ndjson(bound) if media_type == NDJSON else _csv(bound)
+        yield from _ndjson(bound) if media_type == NDJSON else _csv(bound, form)
     except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
         raise FileRefused(f"the gzip data is damaged: {error}") from None
 
@@ -128,7 +150,7 @@ def _ndjson(lines: _Bounded) -> Iterator[FeedRow]:
         yield row if isinstance(row, dict) else Unreadable(text[:TEXT_MAX], "not a JSON object")
 
 
-def _csv(lines: _Bounded) -> Iterator[FeedRow]:
+def _csv(lines: _Bounded, form: Form) -> Iterator[FeedRow]:
     """A header names the columns; columns that are no field of a row are its attributes.
 
     A record is one line. Cells with line breaks are refused, because a quote somebody forgot to
@@ -158,23 +180,24 @@ def _csv(lines: _Bounded) -> Iterator[FeedRow]:
         elif len(cells) != len(header):
             yield Unreadable(text[:TEXT_MAX], "has more or fewer cells than the header")
         else:
-            yield _typed(dict(zip(header, cells, strict=True)))
+            yield _typed(dict(zip(header, cells, strict=True)), form)
 
 
-def _typed(record: dict[str, str]) -> dict[str, Any]:
+def _typed(record: dict[str, str], form: Form) -> dict[str, Any]:
     """A CSV record as the object JSON would have given; an empty cell is an absent field."""
     row: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
     for name, cell in record.items():
         if cell.strip():
-            (row if name in ROW_FIELDS else attributes)[name] = _value(name, cell.strip())
+            known = name in form.fields or not form.attributes
+            (row if known else attributes)[name] = _value(name, cell.strip(), form)
     if attributes:
         row["attributes"] = attributes
     return row
 
 
-def _value(name: str, cell: str) -> Any:
-    if name in NUMBERS:
+def _value(name: str, cell: str, form: Form) -> Any:
+    if name in form.numbers:
         try:
             number = json.loads(cell, parse_float=Decimal)
         except (ValueError, ArithmeticError, RecursionError):

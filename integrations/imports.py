@@ -22,7 +22,7 @@ from accounting.errors import DomainError, KeyReused
 from accounting.ids import new_id
 from accounting.jobs import Job
 from integrations import feeds
-from integrations.feeds import FeedRow, FileRefused, Unreadable
+from integrations.feeds import FeedRow, FileRefused, Form, Unreadable
 
 CHUNK_ROWS = 1_000
 READ_BYTES = 256 * 1024
@@ -113,7 +113,7 @@ def store(
         return earlier
 
 
-def run(job_id: str, take_rows: TakeRows) -> Job | None:
+def run(job_id: str, take_rows: TakeRows, form: Form = feeds.REPORTS) -> Job | None:
     """Work a file job to its end; None when another worker has it or it is finished."""
     job = jobs.take(job_id)
     if job is None:
@@ -127,6 +127,7 @@ def run(job_id: str, take_rows: TakeRows) -> Job | None:
                 media_type=arguments["media_type"],
                 gzipped=arguments["gzipped"],
                 size=arguments["size"],
+                form=form,
             )
             for chunk in _chunks(islice(rows, done, None)):
                 _take_chunk(job, done, chunk, counts, take_rows)

@@ -172,14 +172,18 @@ class Child:
             log.seek(max(self._log_start, end - 65_536))
             return log.read().decode("utf-8", "replace")
 
+    def ask(self) -> None:
+        """Ask it to end, and do not wait: `stop` does."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """Ask it to end, wait, then insist; also ends processes it started and left behind."""
         if self._process is None:
             return
-        if self._process.poll() is None:
-            self._process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(seconds)
+        self.ask()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
         self.kill_group()
         self._process.wait()
 

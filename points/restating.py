@@ -118,7 +118,7 @@ def ask(version: str, month: str, reason: str | None, by: str, *, alone: bool) -
     Raises `ValidationFailed` for an unknown version and for a month that is not over.
     """
     # It may have been published a moment ago, through another process.
-    versions.refresh()
+    versions.register.refresh()
     if not any(known.version == version for known in methodology.known()):
         raise ValidationFailed("/methodology", "There is no such version.", "没有该版本。")
     if month >= clock.city_month(clock.now()):
@@ -167,7 +167,7 @@ def run(job_id: str) -> Job | None:
                 added.update(restated=1, **_sums(entry))
         return dict(added)
 
-    versions.refresh()
+    versions.register.refresh()
     return walks.run(job_id, work)
 
 

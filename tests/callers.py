@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 from schemathesis.schemas import BaseSchema
 from werkzeug.test import TestResponse
 
-from accounting import accounts, clients, clock, tokens
+from accounting import accounts, clients, clock, real_names, tokens
 from accounting.clients import BankKey, Client, Kind
 from integrations import signatures
 
@@ -82,6 +82,13 @@ def resident(app: Flask, phone: str | None = None) -> Caller:
     """A signed-in resident; a new one unless the phone is known."""
     resident_id = accounts.by_phone(phone or new_phone())
     return Caller(app.test_client(), resident_id, tokens.open_session(resident_id).access_token)
+
+
+def named(who: Caller) -> str:
+    """The name of a resident, which a bank has matched: a consent given unasked needs it."""
+    name = "王小梅"
+    real_names.prove(who.id, name)
+    return name
 
 
 def machine(

@@ -10,8 +10,13 @@ from faults.crew import Crew
 from flask import Flask
 from flask.testing import FlaskClient
 from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
 from stacks import Stack, left_of
-from workers import pytest_collection_modifyitems, pytest_xdist_auto_num_workers  # noqa: F401
+from workers import (  # noqa: F401
+    pytest_collection_modifyitems,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+)
 
 from accounting import storage
 from api.app import create_app
@@ -79,8 +84,14 @@ def _empty_database(request: pytest.FixtureRequest) -> None:
     """Empty, not drop: indexes stay, and the server opens no new files for each test."""
     if "app" in request.fixturenames:
         request.getfixturevalue("app")
-        for name in _filled():
-            storage.database()[name].delete_many({})
+        # One wait for all: until a majority has the deletions, another process, which asks
+        # for what a majority has, still finds what the test before left.
+        filled = _filled()
+        database = storage.database()
+        for name in filled[:-1]:
+            database[name].with_options(write_concern=WriteConcern(1, j=False)).delete_many({})
+        for name in filled[-1:]:
+            storage.strong(database[name]).delete_many({})
 
 
 def _filled() -> list[str]:

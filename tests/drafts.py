@@ -38,16 +38,16 @@ def rules(text: str) -> Methodology:
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
     """Publish as you like: afterwards this process knows the shipped versions only."""
-    versions.refresh()
+    versions.register.refresh()
     try:
         yield
     finally:
         storage.database()["methodology_versions"].delete_many({})
-        versions.refresh()
+        versions.register.refresh()
 
 
 def published(text: str, *, by: str = "anna", approved_by: str = "bo") -> Any:
     """A version two operators agreed on, in force from the day after tomorrow."""
     day = clock.city_day(clock.now()) + timedelta(days=2)
-    drafted = versions.publish(text, day, by, alone=False)
-    return versions.approve(drafted.version, approved_by, alone=False)
+    drafted = versions.register.publish(text, day, by, alone=False)
+    return versions.register.approve(drafted.version, approved_by, alone=False)

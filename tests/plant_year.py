@@ -1,23 +1,22 @@
 """A plant's year with seeded faults whose truth is known: what VEE finds, and how far it is off.
 
-A hundred meters, every quarter hour of 2025, a profile by weekday and hour with noise. Prints the
-tables of `docs/vee.md`. Pure: nothing is stored. Run: `python tests/plant_year.py`.
+Every quarter hour of 2025, a profile by kind of day and hour with noise. Pure: nothing is stored.
+`python -m bench.plant_year` sends such a year through the door.
 """
 
-import argparse
 import random
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
+from datetime import date, timedelta
 
-from rich.console import Console
-from rich.table import Table
-
-from accounting.enterprise import vee
+from accounting.enterprise import vee, workdays
+from accounting.enterprise.registers import Change
 from accounting.enterprise.slots import SLOTS
-from accounting.enterprise.vee import Change, RawDay, Terms, Validated
+from accounting.enterprise.vee import RawDay, Terms, Validated
 
-DAYS = 365
+FIRST, DAYS = date(2025, 1, 1), 365
+KINDS = [workdays.kind_of(FIRST + timedelta(days=day)) for day in range(DAYS)]
 UNIT = 1_000
 MODULUS = 1_000_000 * UNIT
 INTERVALS = Terms(register=False, unit=UNIT, modulus=MODULUS, ceiling=100_000)
@@ -42,7 +41,7 @@ class Faulty:
         return [RawDay(values=row) for row in rows]
 
     def validated(self) -> list[Validated]:
-        return vee.validate(self.terms, self.days(), range(DAYS), weekday=3, changes=self.changes)
+        return vee.validate(self.terms, self.days(), range(DAYS), kinds=KINDS, changes=self.changes)
 
 
 def truth_of(chance: random.Random) -> list[int]:
@@ -50,9 +49,9 @@ def truth_of(chance: random.Random) -> list[int]:
     base, work = chance.randrange(2_000, 8_000), chance.randrange(8_000, 60_000)
     made = []
     for day in range(DAYS):
-        weekday = (day + 2) % 7 + 1
+        kind = KINDS[day]
         for slot in range(SLOTS):
-            busy = 28 <= slot < 80 and (weekday <= 5 or (weekday == 6 and slot < 48))
+            busy = 28 <= slot < 80 and (kind <= 5 or (kind == 6 and slot < 48))
             level = base + (work if busy else 0)
             made.append(int(level * chance.uniform(0.93, 1.07)))
     return made
@@ -154,8 +153,7 @@ class Score:
     all_slots: int = 0
 
 
-def score(meter: Faulty, told: Score) -> None:
-    days = meter.validated()
+def score(meter: Faulty, days: Sequence[Validated], told: Score) -> None:
     touched: set[int] = set()
     for name, gaps in meter.seeded.items():
         for gap in gaps:
@@ -181,48 +179,20 @@ def score(meter: Faulty, told: Score) -> None:
                 told.false_alarms[rule] += 1
 
 
-def rule_of(days: list[Validated], slot: int) -> str:
+def rule_of(days: Sequence[Validated], slot: int) -> str:
     return days[slot // SLOTS].rules.get(slot % SLOTS, "")
 
 
+def meter_of(number: int, seed: int) -> Faulty:
+    """One of a plant's meters: two of intervals to each register."""
+    chance = random.Random(seed * 1_000 + number)
+    return interval_meter(chance) if number % 3 else register_meter(chance)
+
+
 def year(meters: int, seed: int) -> Score:
-    """The score of a plant of so many meters, two interval meters to each register."""
+    """The score of a plant of so many meters."""
     told = Score()
     for number in range(meters):
-        chance = random.Random(seed * 1_000 + number)
-        score(interval_meter(chance) if number % 3 else register_meter(chance), told)
+        meter = meter_of(number, seed)
+        score(meter, meter.validated(), told)
     return told
-
-
-def percent(part: int, whole: int) -> str:
-    return f"{float(Fraction(100 * part, whole)):.2f} %" if whole else "-"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--meters", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=8)
-    wanted = parser.parse_args()
-    told = year(wanted.meters, wanted.seed)
-    out = Console(width=100)
-    shown = Table(title=f"{wanted.meters} meters, {told.all_slots:,} slots", title_justify="left")
-    for name in ("fault", "seeded", "found", "slots estimated", "mean error", "error of the sum"):
-        shown.add_column(name, justify="left" if name == "fault" else "right")
-    for name in FOUND:
-        shown.add_row(
-            name,
-            f"{told.seeded[name]:,}",
-            f"{told.found[name]:,}",
-            f"{told.slots[name]:,}",
-            percent(told.off[name], told.true[name]),
-            percent(told.bias[name], told.true[name]),
-        )
-    out.print(shown)
-    out.print("estimates of zero:", told.zeros)
-    out.print(
-        "slots with a rule where nothing was seeded:", dict(sorted(told.false_alarms.items()))
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from callers import Caller, machine, partner, resident, said
+from callers import Caller, machine, named, partner, resident, said
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flask import Flask
 from pypdf import PdfReader
@@ -83,7 +83,7 @@ def bank(app: Flask) -> Caller:
 
 def agree(me: Caller, bank: Caller, **changes: Any) -> dict[str, Any]:
     body = {"bank_id": bank.id, "purpose": "loan", "fields": ["grade"], "expires_at": ENDS}
-    answer = me.post("/v1/me/consents", body | changes)
+    answer = me.post("/v1/me/consents", body | {"real_name": named(me)} | changes)
     assert answer.status_code == 201, answer.text
     consent: dict[str, Any] = answer.get_json()
     return consent

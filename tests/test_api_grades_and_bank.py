@@ -13,7 +13,7 @@ from typing import Any
 
 import jwt
 import pytest
-from callers import Caller, machine, partner, resident, said, signed
+from callers import Caller, machine, named, partner, resident, said, signed
 from flask import Flask
 
 from accounting import clients, clock, tokens
@@ -69,7 +69,7 @@ def bank(app: Flask) -> Caller:
 
 def agree(me: Caller, bank: Caller, purpose: str = "green loan", **changes: Any) -> dict[str, Any]:
     body = {"bank_id": bank.id, "purpose": purpose, "fields": ["grade"], "expires_at": ENDS}
-    answer = me.post("/v1/me/consents", body | changes)
+    answer = me.post("/v1/me/consents", body | {"real_name": named(me)} | changes)
     assert answer.status_code == 201, answer.text
     consent: dict[str, Any] = answer.get_json()
     return consent

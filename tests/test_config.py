@@ -29,6 +29,7 @@ def test_a_complete_environment_is_understood(tmp_path: Path) -> None:
             "TANHUI_FCM_URL": "http://127.0.0.1:9199",
             "TANHUI_LOG_LEVEL": "warning",
             "TANHUI_INTERNAL_NETWORKS": "10.0.0.0/8, fd00::/8",
+            "TANHUI_BANK_READS_PER_MINUTE": "30000",
         }
     )
     assert config.secret == bytes(range(32))
@@ -37,6 +38,7 @@ def test_a_complete_environment_is_understood(tmp_path: Path) -> None:
     assert config.demo is False
     assert config.log_level == "WARNING"
     assert config.internal_networks == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+    assert config.bank_reads_per_minute == 30_000
 
 
 def test_a_child_reads_back_the_same_configuration(tmp_path: Path) -> None:
@@ -53,6 +55,7 @@ def test_a_child_reads_back_the_same_configuration(tmp_path: Path) -> None:
             "TANHUI_PUSH_FOLDER": str(tmp_path / "pushes"),
             "GOOGLE_APPLICATION_CREDENTIALS": str(key),
             "TANHUI_INTERNAL_NETWORKS": "10.0.0.0/8",
+            "TANHUI_BANK_READS_PER_MINUTE": "500",
         }
     )
     assert Config.from_env(config.environment()) == config
@@ -92,6 +95,8 @@ def test_everything_that_is_missing_is_said_at_once() -> None:
         ("TANHUI_SMS_URL", "ftp://sms.example", "http://"),
         ("TANHUI_LOG_LEVEL", "loud", "DEBUG, INFO"),
         ("TANHUI_INTERNAL_NETWORKS", "10.0.0.0/8,inside", "10.0.0.0/8"),
+        ("TANHUI_BANK_READS_PER_MINUTE", "499", "at least 500"),
+        ("TANHUI_BANK_READS_PER_MINUTE", "1e6", "at least 500"),
         ("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json", "/nowhere/key.json"),
     ],
 )

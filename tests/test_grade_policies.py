@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from callers import Caller, machine, said
+from callers import Caller, machine, new_phone, said
 from cities import settle
 from flask import Flask
 
-from accounting import audit, clock, grading, storage
+from accounting import accounts, audit, clock, grading, storage
 from accounting.clients import Kind
 from footprint import grade, grade_policies, policy_preview, policy_versions, regrading
 from footprint.grade_policies import PolicyError
@@ -81,7 +81,7 @@ def _noon(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     if "app" in request.fixturenames:
         storage.database()["grade_policies"].delete_many({})
-        policy_versions.refresh()
+        policy_versions.register.refresh()
 
 
 @pytest.fixture
@@ -118,16 +118,10 @@ def graded_under(text: str) -> dict[str, str]:
     return found
 
 
-def test_a_preview_says_how_many_go_from_which_grade_to_which(anna: Caller) -> None:
+def test_a_preview_of_the_whole_city_says_who_goes_where(anna: Caller) -> None:
     ids = settle(200, NOON, graded=False)
     text = draft("from_kg = 50", "from_kg = 30")
     before, after = graded_under(SHIPPED), graded_under(text)
-    answer = anna.post(
-        "/v1/operator/grade-policies/preview", {"draft": text, "sample": {"size": 500}}
-    )
-    assert answer.status_code == 200, answer.text
-    # A sample goes by phones, and these residents have none.
-    assert answer.get_json()["residents"] == 0
     whole = anna.post("/v1/operator/grade-policies/preview", {"draft": text, "whole": True})
     assert whole.status_code == 202
     job_id = whole.get_json()["job_id"]
@@ -146,6 +140,90 @@ def test_a_preview_says_how_many_go_from_which_grade_to_which(anna: Caller) -> N
     assert report["grades_changed"] == report["up"] == sum(before[i] != after[i] for i in ids) > 0
     assert report["down"] == 0
     assert storage.database()["grades"].count_documents({}) == 0
+
+
+def did(kg_by_behaviour: dict[str, int], months: int = 3) -> None:
+    """A resident with a phone who did this, a part of it in each of the last months."""
+    one = accounts.by_phone(new_phone())
+    for back in range(months):
+        month = clock.add_months("2026-05", -back)
+        rows = [
+            {
+                "behaviour": code, "dimension": "green_travel", "evidence": "A", "bank_grade": True,
+                "mg": kg * 1_000_000 // months, "points": 0, "count": 1, "days": [],
+            }
+            for code, kg in kg_by_behaviour.items()
+        ]  # fmt: skip
+        storage.database()["summary_months"].insert_one(
+            {"_id": f"{one}:{month}", "account": one, "month": month, "seq": 1,
+             "behaviours": rows, "books": [], "digest": ""}
+        )  # fmt: skip
+
+
+def test_a_preview_of_a_sample_is_what_one_works_out_by_hand(anna: Caller) -> None:
+    # In force: one behaviour counts 40 % at most, mid from 50 kg, deep from 100.
+    # The draft: 30 % at most, mid from 30 kg.
+    text = changed(
+        "share_percent = 40", "share_percent = 30", draft("from_kg = 50", "from_kg = 30")
+    )
+    # Raw 99. Now 39.6 + 21 = 60.6, mid. Then 29.7 + 21 = 50.7, mid.
+    did({"bus_km": 78, "metro_km": 21})
+    # Raw 102 of one thing. Now 40.8, light. Then 30.6, mid: up.
+    did({"bus_km": 102})
+    # Raw 42. Now 16.8 + 16.8 = 33.6, light. Then 12.6 + 12.6 = 25.2, light.
+    did({"bus_km": 21, "metro_km": 21})
+    # Raw 132. Now 52.8 + 52.8 = 105.6, deep. Then 39.6 + 39.6 = 79.2, mid: down.
+    did({"bus_km": 66, "metro_km": 66})
+    # Raw 120 of five things, each 24: the cap bites in neither. Deep and deep.
+    did(dict.fromkeys(("bus_km", "metro_km", "bike_km", "recycle_kg", "e_invoice"), 24))
+    # Two months of the three it takes: not rated, whatever was done.
+    did({"bus_km": 100, "metro_km": 100}, months=2)
+    # Nobody with anything to grade.
+    did({})
+    body = {"draft": text, "sample": {"size": 50}}
+    answer = anna.post("/v1/operator/grade-policies/preview", body)
+    assert answer.status_code == 200, answer.text
+    assert answer.get_json() == {
+        "policy_version": "QZ-GRADE-2026.2",
+        "compared_with": "QZ-GRADE-2026.1",
+        "residents": 7,
+        "grades": {
+            "deep": {"deep": 1, "mid": 1},
+            "light": {"light": 1, "mid": 1},
+            "mid": {"mid": 1},
+            "unrated": {"unrated": 2},
+        },
+        "grades_changed": 2,
+        "up": 1,
+        "down": 1,
+    }
+    again = anna.post("/v1/operator/grade-policies/preview", body | {"sample": {"size": 3}})
+    assert again.get_json()["residents"] == 3
+    assert storage.database()["grades"].count_documents({}) == 0
+
+
+def test_the_list_shows_every_policy_and_each_has_its_text(anna: Caller, bo: Caller) -> None:
+    body = {"draft": draft(), "valid_from": "2026-06-01"}
+    anna.post("/v1/operator/grade-policies/publish", body)
+    approved = bo.post("/v1/operator/grade-policies/QZ-GRADE-2026.2/approve").get_json()
+    answer = anna.get("/v1/operator/grade-policies").get_json()
+    shown = [
+        (one["version"], one["state"], one["valid_from"], one["in_force"], one["shipped"])
+        for one in answer["items"]
+    ]
+    assert shown == [
+        ("QZ-GRADE-2026.2", "published", "2026-06-01", False, False),
+        ("QZ-GRADE-2026.1", "published", "2024-01-01", True, True),
+    ]
+    assert answer["items"][0] == approved
+    assert (approved["drafted_by"], approved["approved_by"]) == (anna.id, bo.id)
+    first = anna.get("/v1/operator/grade-policies?limit=1").get_json()
+    rest = anna.get(f"/v1/operator/grade-policies?limit=1&cursor={first['next_cursor']}").get_json()
+    assert [*first["items"], *rest["items"]] == answer["items"]
+    path = "/v1/operator/grade-policies/versions"
+    assert anna.get(f"{path}/QZ-GRADE-2026.2").get_json() == approved | {"text": draft()}
+    assert anna.get(f"{path}/QZ-GRADE-2026.1").get_json()["text"] == SHIPPED
+    assert said(anna.get(f"{path}/none")) == (404, "not_found")
 
 
 def test_a_draft_that_is_wrong_is_pointed_at(anna: Caller) -> None:

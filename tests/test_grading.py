@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from accounting import book, clock, grading, outbox, storage
 from accounting.grading import UNRATED, Policy, stand
-from footprint import grade, grade_changes
+from footprint import grade, grade_changes, summaries, upkeep
 from footprint.activities import Activity
 from footprint.rules import Report
 from points import crediting
@@ -265,6 +265,22 @@ def test_health_data_and_self_declared_activities_never_count_for_a_bank() -> No
     assert grade.grade_now(ANNA).by_behaviour == {"bike_km": 243_500}
 
 
+def test_factors_past_their_grace_earn_and_stay_out_of_a_grade(app: object) -> None:
+    # Review by 1 January 2028, and 180 days of grace: 29 June is the last day that counts.
+    with clock.stand(city("2028-06-29 12:00")):
+        inside = tell("recycle_kg", 20, "2028-06-29 10:00")
+    with clock.stand(city("2028-06-30 12:00")):
+        beyond = tell("recycle_kg", 10, "2028-06-30 10:00")
+        got = grade.grade_now(ANNA)
+    for activity, mg in ((inside, 26_900_000), (beyond, 13_450_000)):
+        assert (activity.mg, activity.reasons) == (mg, ("stale_factor",))
+        assert activity.points > 0
+    # 26.9 kg of 40.35 count, of which 40 % of 26.9 at most.
+    assert got.by_behaviour == {"recycle_kg": 26_900_000}
+    assert (got.standing.reduction_mg, got.standing.counted_mg) == (26_900_000, 10_760_000)
+    assert got.share_ab == (26_900_000, 40_350_000)
+
+
 @from_the_book
 def test_a_reversal_lowers_what_counts_at_once() -> None:
     told = a_year()
@@ -322,6 +338,45 @@ def test_grading_again_keeps_the_snapshot_until_something_changes() -> None:
     assert [one.number for one in newest] == [3, 2, 1]
     assert newest[2] == first
     assert grade.history(ANNA, before=3, limit=1) == [second]
+
+
+@from_the_book
+def test_a_grade_that_nothing_came_after_is_read_without_its_months() -> None:
+    a_year()
+    first = grade.grade_now(ANNA)
+    database = storage.database()
+    database.command("profile", 2)
+    try:
+        assert grade.grade_now(ANNA) == first
+    finally:
+        database.command("profile", 0)
+    read = {one["ns"].partition(".")[2] for one in database["system.profile"].find()}
+    database["system.profile"].drop()
+    assert {"grades", "entries"} <= read
+    assert not {"summary_months", "summary_cursors"} & read
+    # An entry that moves nothing makes no snapshot, and one that does makes one.
+    tell("walk_steps", 1, "2026-05-06 10:00", evidence="D")
+    assert grade.grade_now(ANNA) == first
+    tell("bus_km", 10, "2026-05-06 10:00")
+    assert grade.grade_now(ANNA).by_behaviour["bus_km"] == 5_380_000 + 269_000
+
+
+@from_the_book
+def test_months_that_were_built_again_are_graded_again_without_a_new_entry() -> None:
+    a_year()
+    months = storage.database()["summary_months"]
+    summaries.catch_up(ANNA)
+    # 269 kg of recyclables that nobody brought: the projection is spoiled, not the book.
+    spoiled = {"account": ANNA, "month": "2026-04", "behaviours.behaviour": "recycle_kg"}
+    assert months.update_one(spoiled, {"$inc": {"behaviours.$.mg": 269 * KG}}).modified_count == 1
+    assert grade.grade_now(ANNA).by_behaviour["recycle_kg"] == 80_700_000 + 269 * KG
+    upkeep.run(upkeep.queue("op").id)
+    # 44.032 + 24 + 5.38 kg, as the book has it.
+    got = grade.newest_of(ANNA)
+    assert got is not None
+    assert got.number == 2
+    assert got.by_behaviour["recycle_kg"] == 80_700_000
+    assert got.standing.counted_mg == 73_412_000
 
 
 @from_the_book

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from callers import Caller, machine, new_phone, partner, resident, said
+from callers import Caller, machine, named, new_phone, partner, resident, said
 from faults.crew import KILLED, Crew, Death
 from flask import Flask
 from pictures import picture
@@ -146,7 +146,7 @@ def life(app: Flask) -> Life:
     me.get("/v1/me/grade")
     consent = {
         "bank_id": bank.id, "purpose": "loan", "fields": ["grade"],
-        "expires_at": "2026-12-31T00:00:00+08:00",
+        "expires_at": "2026-12-31T00:00:00+08:00", "real_name": named(me),
     }  # fmt: skip
     reference = me.post("/v1/me/consents", consent).get_json()["reference"]
     assert consents.read(bank.id, reference, "loan", "grade") is not None

@@ -65,8 +65,8 @@ def restated(*people: str, version: str = V2) -> list[Entry | None]:
 def poorer_bus() -> None:
     """Version 3, 20.0 g/km, in force from next week."""
     day = clock.city_day(clock.now()) + 7 * DAY
-    versions.publish(cleaner_bus(V3, 20_000), day, "anna", alone=False)
-    versions.approve(V3, "bo", alone=False)
+    versions.register.publish(cleaner_bus(V3, 20_000), day, "anna", alone=False)
+    versions.register.approve(V3, "bo", alone=False)
 
 
 def lifetime_mg(who: str) -> int:
@@ -195,8 +195,8 @@ def test_nobody_loses_points_already_spent() -> None:
 
 def test_a_month_is_weighed_as_a_whole() -> None:
     text = changed(cleaner_bus(V3), "mg_num = 1345000", "mg_num = 1335000")
-    versions.publish(text, clock.city_day(clock.now()) + 7 * DAY, "anna", alone=False)
-    versions.approve(V3, "bo", alone=False)
+    versions.register.publish(text, clock.city_day(clock.now()) + 7 * DAY, "anna", alone=False)
+    versions.register.approve(V3, "bo", alone=False)
     both = someone()
     did(both, "recycle_kg", 10, "2026-05-19 08:00")
     did(both, "bus_km", 30, "2026-05-20 08:00", minutes=60)
@@ -214,8 +214,8 @@ def test_a_month_is_weighed_as_a_whole() -> None:
 
 def test_what_moved_out_of_the_bank_grade_moves_in_the_summary() -> None:
     text = changed(draft(V3), 'code = "bus_km"', 'code = "bus_km"\nbank_grade = false')
-    versions.publish(text, clock.city_day(clock.now()) + 7 * DAY, "anna", alone=False)
-    versions.approve(V3, "bo", alone=False)
+    versions.register.publish(text, clock.city_day(clock.now()) + 7 * DAY, "anna", alone=False)
+    versions.register.approve(V3, "bo", alone=False)
     rider = someone()
     did(rider, "bus_km", "5.2", "2026-05-20 08:00", minutes=18)
     [entry] = restated(rider, version=V3)
@@ -283,8 +283,8 @@ def test_a_corrected_bill_takes_back_what_was_restated_of_it() -> None:
     # Another value is another factor: the registry's own has only one.
     other = f'{formula}factor = {{ id = "{V3}/electricity_saving", mg_num = 500000'
     text = changed(draft(V3), factor, other)
-    versions.publish(text, clock.city_day(clock.now()) + 7 * DAY, "anna", alone=False)
-    versions.approve(V3, "bo", alone=False)
+    versions.register.publish(text, clock.city_day(clock.now()) + 7 * DAY, "anna", alone=False)
+    versions.register.approve(V3, "bo", alone=False)
     anna = someone()
     households.join(anna, "electricity", "3300-0001", 2)
 
@@ -424,11 +424,11 @@ def test_a_worker_restates_by_a_version_it_has_not_heard_of(
 ) -> None:
     [who] = riders(1)
     run = order()
-    monkeypatch.setattr(versions, "_known", (time.monotonic(), ()))
+    monkeypatch.setattr(versions.register, "_known", (time.monotonic(), ()))
     assert [one.version for one in methodology.known()] == ["QZ-RES-2026.1"]
     assert restating.run(run.id) is not None
     assert kinds([who]) == [["earn", "restate"]]
-    monkeypatch.setattr(versions, "_known", (time.monotonic(), ()))
+    monkeypatch.setattr(versions.register, "_known", (time.monotonic(), ()))
     assert restating.ask(V2, MAY, None, "anna", alone=False)
 
 
@@ -557,7 +557,7 @@ def test_a_job_that_makes_no_sense_is_refused(
 
 
 def test_a_draft_restates_nothing() -> None:
-    versions.publish(
+    versions.register.publish(
         cleaner_bus(V3, 31_000), clock.city_day(clock.now()) + 9 * DAY, "anna", alone=False
     )
     with pytest.raises(ValidationFailed, match="There is no such version"):

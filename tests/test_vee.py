@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting.enterprise import vee
+from accounting.enterprise.registers import Change
 from accounting.enterprise.slots import SLOTS
-from accounting.enterprise.vee import Change, RawDay, Terms, Validated
+from accounting.enterprise.vee import RawDay, Terms, Validated
 
 INTERVAL = Terms(register=False, unit=1_000, modulus=1_000_000_000)
 REGISTER = Terms(register=True, unit=1_000, modulus=1_000_000_000)
@@ -122,12 +123,12 @@ def test_an_outlier_is_flagged_against_the_working_days_of_two_weeks() -> None:
 def test_a_flat_day_and_zeros_in_a_shift_are_flagged() -> None:
     assert one([day()]).flags == ("V14",)
     terms = Terms(register=False, unit=1_000, modulus=10**9, shifts={3: frozenset(range(32, 68))})
-    still = one([day(dict.fromkeys(range(30, 49), 0))], terms=terms, weekday=3)
+    still = one([day(dict.fromkeys(range(30, 49), 0))], terms=terms, kinds=[3])
     # Of the zeros 32 to 48 are in the shift: 17, more than 16.
     assert [slot for slot, rule in still.rules.items() if rule == "V14"] == [*range(32, 49)]
     assert still.quality == "A" * SLOTS
-    assert one([day(dict.fromkeys(range(30, 48), 0))], terms=terms, weekday=3).flags == ()
-    assert one([day(dict.fromkeys(range(30, 49), 0))], terms=terms, weekday=4).flags == ()
+    assert one([day(dict.fromkeys(range(30, 48), 0))], terms=terms, kinds=[3]).flags == ()
+    assert one([day(dict.fromkeys(range(30, 49), 0))], terms=terms, kinds=[4]).flags == ()
 
 
 def test_hours_are_split_and_nothing_is_lost() -> None:
@@ -247,8 +248,62 @@ def test_a_day_alone_and_among_others_is_the_same(seed: int, of_register: bool) 
     together = vee.validate(terms, span, range(count))
     target = chance.randrange(count)
     first, last = max(0, target - vee.BEFORE), min(count, target + vee.AFTER + 1)
-    alone = one(span[first:last], target - first, terms, weekday=first % 7 + 1)
+    kinds = [day % 7 + 1 for day in range(first, last)]
+    alone = one(span[first:last], target - first, terms, kinds=kinds)
     assert alone == together[target]
     assert all(
         (value is None) == (q == "M") for value, q in zip(alone.values, alone.quality, strict=True)
     )
+
+
+def test_a_long_gap_on_a_holiday_is_as_on_the_sundays_before() -> None:
+    # Three plain weeks and then a holiday, a Monday: Sundays have 2,000, 3,000 and 4,000.
+    span = [day() for _ in range(21)] + [day(dict.fromkeys(range(10, 30))), day()]
+    for number, value in ((6, 2_000), (13, 3_000), (20, 4_000)):
+        span[number] = day(usual=value)
+    plain = [number % 7 + 1 for number in range(23)]
+    assert told(one(span, 21, kinds=plain), 20) == [(10_000, "E", "V19")]
+    holiday = [*plain[:21], 7, *plain[22:]]
+    assert told(one(span, 21, kinds=holiday), 20) == [(3_000, "E", "V19")]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32), st.integers(1, 670), st.booleans())
+def test_a_gap_between_two_readings_of_a_register_has_exactly_their_difference(
+    seed: int, length: int, history: bool
+) -> None:
+    """Also after a rollover, also where the gap is longer than a day, slot by slot whole."""
+    chance = random.Random(seed)
+    days = 38
+    shown, reads = chance.randrange(999_000_000, 10**9), []
+    for _ in range(days * SLOTS):
+        reads.append(shown % 10**9)
+        shown += chance.randrange(3_000)
+    start = chance.randrange(25 * SLOTS, (days - 8) * SLOTS)
+    row: list[int | None] = list(reads)
+    # Of readings `start` to `start + length` the first and last are known.
+    row[start + 1 : start + length] = [None] * (length - 1)
+    if not history:
+        row[:start] = [None] * start
+    span = [RawDay(reads=tuple(row[n * SLOTS : (n + 1) * SLOTS])) for n in range(days)]
+    values = [value for made in vee.validate(REGISTER, span, range(days)) for value in made.values]
+    used = (reads[start + length] - reads[start]) % 10**9
+    assert sum(values[start : start + length]) == used
+    assert all(value is not None and value >= 0 for value in values[start : start + length])
+
+
+def test_a_week_of_a_register_is_the_same_by_itself_and_among_others() -> None:
+    """Its first slots are shaped by days four weeks before the last day of the gap."""
+    chance, shown, rows = random.Random(4), 0, []
+    for number in range(45):
+        row: list[int | None] = []
+        for _ in range(SLOTS):
+            row.append(None if 33 <= number < 39 else shown)
+            shown += chance.randrange(1, 2_000)
+        rows.append(RawDay(reads=tuple(row)))
+    together = vee.validate(REGISTER, rows, range(45))
+    for target in (33, 36, 38):
+        first = target - vee.BEFORE
+        kinds = [number % 7 + 1 for number in range(first, target + vee.AFTER + 1)]
+        alone = one(rows[first : target + vee.AFTER + 1], vee.BEFORE, REGISTER, kinds=kinds)
+        assert alone == together[target]

@@ -17,12 +17,12 @@ from drafts import SHIPPED, changed, cleaner_bus, draft, nothing_left_behind, pu
 from flask import Flask
 
 import api.app
-from accounting import accounts, audit, clock, storage
+from accounting import accounts, audit, clock, publishing, storage
 from accounting.clients import Kind
 from accounting.errors import DomainError, ValidationFailed
+from accounting.publishing import ApprovedTooLate, FirstDayTaken, VersionExists
 from footprint import methodology, versions
 from footprint.rules import Report
-from footprint.versions import ApprovedTooLate, FirstDayTaken, VersionExists
 from points import crediting
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -169,7 +169,7 @@ def test_eight_operators_racing_with_one_name_draft_one_version() -> None:
 
     def race(text: str) -> None:
         try:
-            ends.append(versions.publish(text, TOMORROW, "anna", alone=False).text)
+            ends.append(versions.register.publish(text, TOMORROW, "anna", alone=False).text)
         except DomainError as refusal:
             ends.append(refusal.code)
 
@@ -178,7 +178,7 @@ def test_eight_operators_racing_with_one_name_draft_one_version() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    kept = versions.get("QZ-RES-2026.2").text
+    kept = versions.register.get("QZ-RES-2026.2").text
     assert sorted(end == kept for end in ends) == [False] * 4 + [True] * 4
     assert ends.count("version_exists") == 4
 
@@ -234,27 +234,29 @@ def test_a_draft_that_cannot_be_used_is_refused_by_name(
 )  # fmt: skip
 def test_a_behaviour_keeps_its_unit_and_dimension(old: str, new: str, field: str) -> None:
     with pytest.raises(ValidationFailed, match=f"walk_steps: {field}: is "):
-        versions.publish(changed(draft(), old, new), TOMORROW, "anna", alone=False)
+        versions.register.publish(changed(draft(), old, new), TOMORROW, "anna", alone=False)
 
 
 def test_a_version_between_two_others_fits_both() -> None:
     tram = "[[behaviour]]" + draft().split("[[behaviour]]")[5].replace("metro_km", "tram_km")
     later = draft("QZ-RES-2026.9") + "\n" + tram
-    versions.approve(
-        versions.publish(later, date(2026, 9, 1), "anna", alone=False).version, "bo", alone=False
+    versions.register.approve(
+        versions.register.publish(later, date(2026, 9, 1), "anna", alone=False).version,
+        "bo",
+        alone=False,
     )
     # Before September nobody needs to know of trams, from then on everybody does.
-    assert versions.publish(draft("QZ-1"), date(2026, 7, 1), "anna", alone=False)
+    assert versions.register.publish(draft("QZ-1"), date(2026, 7, 1), "anna", alone=False)
     with pytest.raises(ValidationFailed, match="tram_km: code: is in QZ-RES-2026"):
-        versions.publish(draft("QZ-2"), date(2026, 10, 1), "anna", alone=False)
+        versions.register.publish(draft("QZ-2"), date(2026, 10, 1), "anna", alone=False)
     other = draft("QZ-3") + "\n" + tram.replace("tram_km", "ferry_km")
     with pytest.raises(ValidationFailed, match="ferry_km: code: is in QZ-3 and must stay"):
-        versions.publish(other, date(2026, 7, 2), "anna", alone=False)
+        versions.register.publish(other, date(2026, 7, 2), "anna", alone=False)
 
 
 def test_a_draft_whose_review_is_over_before_it_begins_is_refused() -> None:
     with pytest.raises(ValidationFailed, match="review_by, 2028-01-01"):
-        versions.publish(draft(), date(2028, 1, 1), "anna", alone=False)
+        versions.register.publish(draft(), date(2028, 1, 1), "anna", alone=False)
 
 
 # Judging by it.
@@ -297,7 +299,7 @@ def test_every_address_shows_the_published_version(app: Flask) -> None:
 
 
 def test_another_process_hears_of_a_version_within_its_lead(monkeypatch: Any) -> None:
-    assert versions.REFRESH_S < 60 < versions.LEAD.total_seconds()
+    assert publishing.REFRESH_S < 60 < publishing.LEAD.total_seconds()
     methodology.in_force(TOMORROW)
     # Another process publishes: this one is not told.
     document = {
@@ -306,14 +308,14 @@ def test_another_process_hears_of_a_version_within_its_lead(monkeypatch: Any) ->
     }  # fmt: skip
     storage.database()["methodology_versions"].insert_one(document)
     assert methodology.in_force(TOMORROW).version == SHIPPED
-    soon = time.monotonic() + versions.REFRESH_S + 0.1
+    soon = time.monotonic() + publishing.REFRESH_S + 0.1
     monkeypatch.setattr(time, "monotonic", lambda: soon)
     assert methodology.in_force(TOMORROW).version == "QZ-RES-2026.2"
 
 
 def test_a_draft_judges_nothing() -> None:
-    versions.publish(cleaner_bus(), TOMORROW, "anna", alone=False)
-    versions.refresh()
+    versions.register.publish(cleaner_bus(), TOMORROW, "anna", alone=False)
+    versions.register.refresh()
     assert methodology.in_force(date(2027, 1, 1)).version == SHIPPED
     assert [version.version for version in methodology.known()] == [SHIPPED]
 
@@ -363,8 +365,8 @@ def test_no_look_up_reads_a_whole_collection(app: Flask) -> None:
     store = storage.database()
     store.command("profile", 2)
     try:
-        versions.refresh()
-        versions.listed()
+        versions.register.refresh()
+        versions.register.listed()
         accounts.sample(1, 2)
         accounts.ids_after(residents[0], 2)
     finally:

@@ -44,6 +44,7 @@ from accounting.book.reading import (
     heads_after,
     heads_pipeline,
     kinds,
+    last_seq,
     last_seqs,
     watch,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "heads_after",
     "heads_pipeline",
     "kinds",
+    "last_seq",
     "last_seqs",
     "on_days",
     "post",

@@ -86,6 +86,13 @@ def heads_pipeline(accounts: storage.Doc) -> list[storage.Doc]:
     ]
 
 
+def last_seq(account: str) -> int:
+    """The newest sequence number of an account, from the index alone; 0 without entries."""
+    fields = {"_id": 0, "seq": 1}
+    found = collection().find_one({"account": account}, fields, sort=[("seq", -1)])
+    return found["seq"] if found else 0
+
+
 def last_seqs(accounts: Iterable[str]) -> dict[str, int]:
     """The newest sequence number of each account that has entries, from the index alone."""
     found = collection().aggregate(

@@ -15,7 +15,9 @@ from pymongo import UpdateOne
 from pymongo.collection import Collection
 
 from accounting import storage
-from accounting.enterprise.slots import EMPTY, QUALITIES, SLOTS, Quality, Row
+from accounting.enterprise import vee
+from accounting.enterprise.slots import EMPTY, LETTERS, QUALITIES, SLOTS, Quality, Row
+from accounting.enterprise.vee import Validated
 
 
 @storage.indexed
@@ -24,6 +26,11 @@ class MeterDayDocument(me.Document):
 
     `raw` and `reads` hold 96 integers or null: intervals by slot, register readings by the instant
     the slot begins at. `version` counts raw writes and edits, `validation` validations.
+
+    What the raw layer says already is not stored again: a day without `values` has those of `raw`
+    wherever its `quality` says they were there when it was validated (a slot of `raw` is written
+    once), and one without `shown` shows `raw`, or its values if it is a register's. `rules` holds
+    no V20.
     """
 
     id = me.StringField(primary_key=True)
@@ -107,10 +114,15 @@ def day_id(plant: str, meter: str, on: date) -> str:
     return f"{plant}/{meter}/{on.isoformat()}"
 
 
+def unknown(plant: str, meter: str, on: date) -> MeterDay:
+    """A day of which nothing is known, or nothing was validated yet."""
+    return MeterDay(plant, meter, on, rules=_UNKNOWN)
+
+
 def day(plant: str, meter: str, on: date) -> MeterDay:
     """A day as it was last validated; all missing where nothing is known."""
     found = collection().find_one({"_id": day_id(plant, meter, on)}, _SHOWN)
-    return shown(found) if found else MeterDay(plant, meter, on)
+    return shown(found) if found else unknown(plant, meter, on)
 
 
 def days(plant: str, meters: Sequence[str], first: date, last: date) -> Iterator[MeterDay]:
@@ -124,7 +136,7 @@ def days(plant: str, meters: Sequence[str], first: date, last: date) -> Iterator
         for number in range((last - first).days + 1):
             on = first + timedelta(days=number)
             row = found.get(on.isoformat())
-            yield shown(row) if row else MeterDay(plant, meter, on)
+            yield shown(row) if row else unknown(plant, meter, on)
 
 
 def totals(plant: str, first: date, last: date) -> list[DayTotal]:
@@ -142,6 +154,17 @@ def totals(plant: str, first: date, last: date) -> list[DayTotal]:
         )
         for row in found
     ]
+
+
+def first_reads(plant: str, meters: Sequence[str], on: date) -> dict[str, int]:
+    """What registers showed at the beginning of a day, where they were read just then."""
+    wanted = {"_id": {"$in": [day_id(plant, meter, on) for meter in meters]}}
+    found = collection().find(wanted, {"meter": 1, "reads": {"$slice": 1}})
+    return {
+        row["meter"]: row["reads"][0]
+        for row in found
+        if row.get("reads") and row["reads"][0] is not None
+    }
 
 
 def touched(now: datetime, limit: int) -> list[Touched]:
@@ -167,9 +190,9 @@ def counted(done: Iterable[Touched]) -> None:
         collection().bulk_write(changes, ordered=False)
 
 
-_SHOWN = dict.fromkeys(("plant", "meter", "day", "validation"), 1) | dict.fromkeys(
-    ("shown", "values", "quality", "rules", "flags", "total"), 1
-)
+_SHOWN = dict.fromkeys(
+    ("plant", "meter", "day", "validation", "raw", "shown", "values", "quality", "total"), 1
+) | dict.fromkeys(("rules", "flags"), 1)
 _TOTALS = {"_id": 0, "meter": 1, "day": 1, "total": 1, "quality": 1, "validation": 1}
 
 
@@ -177,19 +200,57 @@ def shown(row: storage.Doc) -> MeterDay:
     """A stored day; one that was never validated shows nothing."""
     plant, meter, on = row["plant"], row["meter"], date.fromisoformat(row["day"])
     if not row.get("validation"):
-        return MeterDay(plant, meter, on)
+        return unknown(plant, meter, on)
+    values = values_of(row)
     return MeterDay(
         plant=plant,
         meter=meter,
         day=on,
-        raw=tuple(row["shown"]),
-        values=tuple(row["values"]),
+        raw=_shown_of(row, values),
+        values=values,
         quality=row["quality"],
-        rules={int(slot): rule for slot, rule in row["rules"].items()},
+        rules=vee.all_rules(row["quality"], {int(s): one for s, one in row["rules"].items()}),
         flags=tuple(row["flags"]),
         total=row["total"],
         validation=row["validation"],
     )
+
+
+def layer_of(raw: Row | None, made: Validated) -> storage.Doc:
+    """The validated layer as it is stored beside the raw one; None is not stored."""
+    shown_too = made.values if raw is None else raw
+    return {
+        "shown": None if made.shown == shown_too else list(made.shown),
+        "values": None if made.values == raw else list(made.values),
+        "quality": made.quality,
+        "rules": {str(slot): rule for slot, rule in made.told.items()},
+        "flags": list(made.flags),
+        "total": made.total,
+    }
+
+
+def values_of(row: storage.Doc) -> Row:
+    """The values of a stored day that was validated."""
+    stored = row.get("values")
+    if stored is not None:
+        return tuple(stored)
+    raw, quality = row["raw"], row["quality"]
+    if _MISSING not in quality:
+        return tuple(raw)
+    return tuple(
+        None if letter == _MISSING else value for value, letter in zip(raw, quality, strict=True)
+    )
+
+
+def _shown_of(row: storage.Doc, values: Row) -> Row:
+    stored = row.get("shown")
+    if stored is None:
+        stored = row.get("raw")
+    return values if stored is None else tuple(stored)
+
+
+_MISSING = LETTERS[Quality.MISSING]
+_UNKNOWN = vee.all_rules(_MISSING * SLOTS, {})
 
 
 def collection() -> "Collection[storage.Doc]":

@@ -27,6 +27,7 @@ REGION = "CN-ZJ"
 METERS_MAX = 2_000
 NODES_MAX = 1_000
 DEPTH_MAX = 8
+CHANGES_MAX = 50
 # A register of DL/T 645 has six digits before the point.
 MODULUS = Decimal(1_000_000)
 
@@ -63,6 +64,14 @@ class MeterExists(DomainError):
     code = "meter_exists"
     en = "The plant has a meter {meter} with other properties already."
     zh = "该企业已有表计 {meter}，且属性不同。"
+
+
+class ChangeExists(DomainError):
+    """Facts: meter."""
+
+    code = "change_exists"
+    en = "Something else is recorded for meter {meter} at this instant, or it has too many changes."
+    zh = "表计 {meter} 在该时刻已有不同的换表记录，或换表记录过多。"
 
 
 class NodeExists(DomainError):
@@ -370,6 +379,12 @@ def meters(plant_id: str) -> list[Meter]:
     return [_meter(row) for row in _meters().find({"plant": plant_id}).sort("_id", 1)]
 
 
+def named_meters(plant_id: str, names: Iterable[str]) -> list[Meter]:
+    """Those of these meters that the plant has."""
+    wanted = {"_id": {"$in": [f"{plant_id}/{name}" for name in names]}}
+    return [_meter(row) for row in _meters().find(wanted)]
+
+
 def get_meter(plant_id: str, name: str) -> Meter:
     """Raises `NotFound`."""
     found = _meters().find_one({"_id": f"{plant_id}/{name}"})
@@ -387,10 +402,18 @@ def roots(measured: Sequence[Meter]) -> list[Meter]:
 
 
 def change_meter(plant_id: str, name: str, change: MeterChange) -> Meter:
-    """Record that a register was swapped or reset; the same again changes nothing."""
+    """Record that a register was swapped or reset; the same again changes nothing.
+
+    Raises `NotFound`, `ChangeExists` when something else is known of that instant.
+    """
     row = {"at": change.at, "old_last": change.old_last, "new_first": change.new_first}
-    _meters().update_one({"_id": f"{plant_id}/{name}"}, {"$addToSet": {"changes": row}})
-    return get_meter(plant_id, name)
+    free = {"_id": f"{plant_id}/{name}", "changes.at": {"$ne": change.at}}
+    room = {f"changes.{CHANGES_MAX - 1}": {"$exists": False}}
+    done = _meters().update_one(free | room, {"$push": {"changes": row}})
+    meter = get_meter(plant_id, name)
+    if not done.matched_count and change not in meter.changes:
+        raise ChangeExists(meter=name)
+    return meter
 
 
 # --- figures and benchmarks ---------------------------------------------------------------------

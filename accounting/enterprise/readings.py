@@ -7,22 +7,25 @@ reading of a slot stays; another value for it is kept beside as a conflict.
 
 import random
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from itertools import pairwise
 
 import mongoengine as me
-from pymongo import UpdateOne
+import numpy as np
+import numpy.typing as npt
+from pymongo import InsertOne, UpdateOne
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError
 
-from accounting import clock, storage
+from accounting import clock, quantities, storage
 from accounting.enterprise import plants
 from accounting.enterprise.meterdays import collection, day_id
 from accounting.enterprise.plants import Kind, Meter
+from accounting.enterprise.screening import AMOUNT_MAX
 from accounting.enterprise.slots import SLOT_S, SLOTS
 from accounting.errors import AccountBusy
 from accounting.ids import new_id
@@ -37,7 +40,12 @@ ATTEMPTS_MAX = 16
 PAUSE_S = 0.005
 # Writers that came last, so that one whose answer was lost to a race knows its own.
 WRITERS_KEPT = 16
-VALUE_MAX = 2**62
+# So many new slots of a stored day are written one by one, more as the whole row.
+SINGLE_MAX = 8
+# Since 1992 the city's clock is eight hours ahead, with no summer time: days are plain arithmetic.
+PLAIN_FROM = date(1992, 1, 1)
+_AHEAD_S, _DAY_S = 8 * 3_600, 86_400
+_EPOCH = date(1970, 1, 1).toordinal()
 
 ACCEPTED, DUPLICATE, CONFLICT, REJECTED = "accepted", "duplicate", "conflict", "rejected"
 
@@ -64,6 +72,30 @@ class End:
     kept: Decimal | None = None
 
 
+_ACCEPTED, _DUPLICATE = End(ACCEPTED), End(DUPLICATE)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Rows as columns: instants in seconds (from `PLAIN_FROM` on), numbers in millionths.
+
+    What a gateway sends ten thousand of is never made an object each.
+    """
+
+    meters: Sequence[str]
+    seconds: npt.NDArray[np.int64]
+    micros: npt.NDArray[np.int64]
+    registers: npt.NDArray[np.bool_]
+
+    def reading(self, place: int) -> Reading:
+        return Reading(
+            self.meters[place],
+            datetime.fromtimestamp(int(self.seconds[place]), UTC),
+            quantities.from_micro(int(self.micros[place])),
+            Kind.REGISTER if self.registers[place] else Kind.INTERVAL,
+        )
+
+
 @storage.indexed
 class ConflictDocument(me.Document):
     """A second value for a slot that has one, once for each value."""
@@ -82,11 +114,15 @@ class ConflictDocument(me.Document):
 
 @dataclass(slots=True)
 class _Laid:
-    """A day with rows of this call to be laid in."""
+    """A day with rows of this call to be laid in, column by column in the order they came."""
 
     meter: Meter
     day: date
-    rows: list[tuple[int, Reading, int, int, int]] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    registers: list[bool] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    offs: list[int] = field(default_factory=list)
+    amounts: list[int] = field(default_factory=list)
 
 
 class _Known:
@@ -108,7 +144,7 @@ class _Known:
             return "future_reading"
         if row.kind is Kind.REGISTER and not 0 <= row.value <= meter.modulus:
             return "value_out_of_range"
-        if abs(self.amount(row.value)) >= VALUE_MAX:
+        if abs(self.amount(row.value)) >= AMOUNT_MAX:
             return "value_out_of_range"
         return None
 
@@ -117,6 +153,22 @@ class _Known:
         above, below = value.as_integer_ratio()
         return above * self.num // (below * self.den)
 
+    def amounts(
+        self, micros: npt.NDArray[np.int64], registers: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.int64] | None:
+        """The same for many numbers in millionths; None if one of them has to be looked at."""
+        most = max(int(micros.max()), -int(micros.min()))
+        num, den = (self.meter.scale / 10**quantities.PLACES_MAX).as_integer_ratio()
+        if most * num >= 2**63 or most * num >= AMOUNT_MAX * den:
+            return None
+        if self.meter.kind is Kind.REGISTER and not registers.all():
+            return None
+        if registers.any():
+            shown = micros[registers]
+            if int(shown.min()) < 0 or int(shown.max()) > quantities.micro(self.meter.modulus):
+                return None
+        return micros * num // den
+
 
 def take(plant_id: str, rows: Sequence[Reading | str]) -> list[End]:
     """Store readings of a plant; what became of each, in order.
@@ -124,7 +176,7 @@ def take(plant_id: str, rows: Sequence[Reading | str]) -> list[End]:
     A row that could not be read comes as the code it is rejected with. Raises `AccountBusy`.
     """
     assert len(rows) <= ROWS_MAX, len(rows)
-    meters = {meter.meter: _Known(meter) for meter in plants.meters(plant_id)}
+    known = _known(plant_id, {row.meter for row in rows if isinstance(row, Reading)})
     latest = clock.now() + AHEAD
     ends: list[End | None] = [None] * len(rows)
     days: dict[tuple[str, date], _Laid] = {}
@@ -132,18 +184,85 @@ def take(plant_id: str, rows: Sequence[Reading | str]) -> list[End]:
         if isinstance(row, str):
             ends[place] = End(REJECTED, row)
             continue
-        known = meters.get(row.meter)
-        code = "unknown_meter" if known is None else known.refusal(row, latest)
-        if code is not None or known is None:
+        meter = known.get(row.meter)
+        code = "unknown_meter" if meter is None else meter.refusal(row, latest)
+        if code is not None or meter is None:
             ends[place] = End(REJECTED, code)
             continue
         day, slot, off = _slot_of(row.at)
         laid = days.get((row.meter, day))
         if laid is None:
-            laid = days[(row.meter, day)] = _Laid(known.meter, day)
-        laid.rows.append((place, row, slot, off, known.amount(row.value)))
-    _store(plant_id, list(days.values()), ends)
+            laid = days[(row.meter, day)] = _Laid(meter.meter, day)
+        laid.places.append(place)
+        laid.registers.append(row.kind is Kind.REGISTER)
+        laid.slots.append(slot)
+        laid.offs.append(off)
+        laid.amounts.append(meter.amount(row.value))
+
+    def sent(place: int) -> Reading:
+        row = rows[place]
+        assert isinstance(row, Reading), "what was rejected is not laid in"
+        return row
+
+    _store(plant_id, list(days.values()), ends, sent)
     return [end for end in ends if end is not None]
+
+
+def take_columns(plant_id: str, rows: Columns) -> list[End] | None:
+    """As `take` for rows without anything to refuse; None if there is, and nothing was stored."""
+    assert 0 < len(rows.meters) <= ROWS_MAX, len(rows.meters)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(rows.meters))}
+    known = _known(plant_id, numbers)
+    latest = int((clock.now() + AHEAD).timestamp())
+    if len(known) < len(numbers) or int(rows.seconds.max()) > latest:
+        return None
+    day, second = np.divmod(rows.seconds + _AHEAD_S, _DAY_S)
+    slot, rest = np.divmod(second, SLOT_S)
+    slot += rest > SLOT_S // 2
+    off = np.where(np.abs(second - slot * SLOT_S) > DRIFT_S, second + 1, 0)
+    day += slot == SLOTS
+    slot[slot == SLOTS] = 0
+    whose = np.fromiter(map(numbers.__getitem__, rows.meters), np.int64, len(rows.meters))
+    # By meter and day; within a day in the order they came.
+    group = (whose << 32) + day
+    order = np.argsort(group, kind="stable")
+    group = group[order]
+    registers, micros = rows.registers[order], rows.micros[order]
+    amounts = np.empty_like(micros)
+    for name, part in zip(numbers, _runs(group >> 32), strict=True):
+        made = known[name].amounts(micros[part], registers[part])
+        if made is None:
+            return None
+        amounts[part] = made
+    days = []
+    names = list(numbers)
+    for part in _runs(group):
+        number, place = divmod(int(group[part.start]), 1 << 32)
+        days.append(
+            _Laid(
+                known[names[number]].meter,
+                date.fromordinal(_EPOCH + place),
+                places=order[part].tolist(),
+                registers=registers[part].tolist(),
+                slots=slot[order[part]].tolist(),
+                offs=off[order[part]].tolist(),
+                amounts=amounts[part].tolist(),
+            )
+        )
+    ends: list[End | None] = [None] * len(rows.meters)
+    _store(plant_id, days, ends, rows.reading)
+    return [end for end in ends if end is not None]
+
+
+def _runs(ordered: npt.NDArray[np.int64]) -> list[slice]:
+    """Where an ordered column has the same value."""
+    edges = [0, *(np.flatnonzero(np.diff(ordered)) + 1).tolist(), len(ordered)]
+    return [slice(start, end) for start, end in pairwise(edges)]
+
+
+def _known(plant_id: str, names: Iterable[str]) -> dict[str, _Known]:
+    """Those of the named meters that the plant has."""
+    return {meter.meter: _Known(meter) for meter in plants.named_meters(plant_id, names)}
 
 
 def _slot_of(at: datetime) -> tuple[date, int, int]:
@@ -163,7 +282,12 @@ def _slot_of(at: datetime) -> tuple[date, int, int]:
     return day, slot, second + 1 if away > DRIFT_S else 0
 
 
-def _store(plant_id: str, days: Sequence[_Laid], ends: list[End | None]) -> None:
+def _store(
+    plant_id: str,
+    days: Sequence[_Laid],
+    ends: list[End | None],
+    sent: Callable[[int], Reading],
+) -> None:
     """Lay the rows in, a round trip to read and one to write, again for days that lost a race."""
     writer = new_id("wrt")
     left = {day_id(plant_id, one.meter.meter, one.day): one for one in days}
@@ -171,16 +295,18 @@ def _store(plant_id: str, days: Sequence[_Laid], ends: list[End | None]) -> None
         found = {
             row["_id"]: row for row in collection().find({"_id": {"$in": list(left)}}, _RAW_FIELDS)
         }
-        changes: list[UpdateOne] = []
+        changes: list[_Change] = []
         waiting: dict[str, _Laid] = {}
         conflicts: list[storage.Doc] = []
         for identity, laid in left.items():
             held = found.get(identity)
             if held is not None and writer in held.get("writers", ()):
                 continue  # Our own write of the round before.
-            change = _lay(plant_id, identity, laid, held, writer, ends, conflicts)
-            if change is not None:
-                changes.append(change)
+            lay = _Lay(plant_id, identity, laid, held or {})
+            for place, slot, off, amount in lay.rows(ends):
+                conflicts.append(_conflict(plant_id, sent(place), identity, slot, off, amount))
+            if lay.fresh:
+                changes.append(lay.change(writer))
                 waiting[identity] = laid
         # A conflict is kept before the answer that tells of it.
         storage.insert_new(_conflicts(), conflicts)
@@ -191,72 +317,99 @@ def _store(plant_id: str, days: Sequence[_Laid], ends: list[End | None]) -> None
     raise AccountBusy(retry_after=1)
 
 
-def _write(changes: list[UpdateOne]) -> int:
+_Change = InsertOne[storage.Doc] | UpdateOne
+
+
+def _write(changes: Sequence[_Change]) -> int:
     try:
         result = collection().bulk_write(changes, ordered=False)
     except BulkWriteError as error:
-        # Somebody made the day, or changed it: the upsert then meets its id.
+        # Somebody made the day meanwhile.
         if any(one["code"] != 11_000 for one in error.details["writeErrors"]):
             raise
-        return int(error.details["nMatched"]) + int(error.details["nUpserted"])
-    return result.matched_count + result.upserted_count
+        return int(error.details["nMatched"]) + int(error.details["nInserted"])
+    return result.matched_count + result.inserted_count
 
 
-def _lay(
-    plant_id: str,
-    identity: str,
-    laid: _Laid,
-    held: storage.Doc | None,
-    writer: str,
-    ends: list[End | None],
-    conflicts: list[storage.Doc],
-) -> UpdateOne | None:
-    """The write that puts rows into the free slots of a day; None when it has them all."""
-    stored = held or {}
-    channels: dict[Kind, list[int | None]] = {}
-    offs: dict[Kind, dict[str, int]] = {}
-    fresh = False
-    for place, row, slot, off, amount in laid.rows:
-        kind = row.kind
-        if off:
-            if kind not in offs:
-                offs[kind] = dict(stored.get(_OFF[kind]) or {})
-            there = offs[kind].get(str(off))
-        else:
-            if kind not in channels:
-                channels[kind] = list(stored.get(_CHANNEL[kind]) or [None] * SLOTS)
-            there = channels[kind][slot]
-        if there is None:
+class _Lay:
+    """Rows laid into a day as it is stored, and the write that keeps them."""
+
+    def __init__(self, plant_id: str, identity: str, laid: _Laid, stored: storage.Doc) -> None:
+        self.plant_id, self.identity, self.laid, self.stored = plant_id, identity, laid, stored
+        # New slots of both channels, and new readings off their slot, by second of the day.
+        self.slots: tuple[dict[int, int], dict[int, int]] = {}, {}
+        self.offs: tuple[dict[str, int], dict[str, int]] = {}, {}
+
+    @property
+    def fresh(self) -> bool:
+        return any(self.slots) or any(self.offs)
+
+    def rows(self, ends: list[End | None]) -> list[tuple[int, int, int, int]]:
+        """Say what becomes of each row; those in conflict are given back."""
+        stored, laid, scale = self.stored, self.laid, self.laid.meter.scale
+        channels = [stored.get(name) or _NOTHING for name in _CHANNELS]
+        there_off: list[Mapping[str, int]] = [stored.get(name) or {} for name in _OFFS]
+        conflicts = []
+        for place, register, slot, off, amount in zip(
+            laid.places, laid.registers, laid.slots, laid.offs, laid.amounts, strict=True
+        ):
             if off:
-                offs[kind][str(off)] = amount
+                key = str(off)
+                there = there_off[register].get(key, self.offs[register].get(key))
             else:
-                channels[kind][slot] = amount
-            ends[place] = End(ACCEPTED)
-            fresh = True
-        elif there == amount:
-            ends[place] = End(DUPLICATE)
-        else:
-            kept = Decimal(there * laid.meter.scale.denominator) / laid.meter.scale.numerator
-            ends[place] = End(CONFLICT, "conflicting_reading", kept)
-            conflicts.append(_conflict(plant_id, row, identity, slot, off, amount))
-    if not fresh:
-        return None
-    now = clock.now()
-    fields: dict[str, Any] = {_CHANNEL[kind]: values for kind, values in channels.items()}
-    fields |= {_OFF[kind]: values for kind, values in offs.items()}
-    if not stored.get("vee_due_at"):
-        fields["vee_due_at"] = now + DEBOUNCE
-    version = stored.get("version", 0)
-    if held is None:
-        fields |= {"plant": plant_id, "meter": laid.meter.meter, "day": laid.day.isoformat()}
-    return UpdateOne(
-        {"_id": identity, "version": version} if held else {"_id": identity, "version": -1},
-        {
-            "$set": fields | {"version": version + 1},
-            "$push": {"writers": {"$each": [writer], "$slice": -WRITERS_KEPT}},
-        },
-        upsert=held is None,
-    )
+                there = channels[register][slot]
+                if there is None:
+                    there = self.slots[register].get(slot)
+            if there is None:
+                if off:
+                    self.offs[register][key] = amount
+                else:
+                    self.slots[register][slot] = amount
+                ends[place] = _ACCEPTED
+            elif there == amount:
+                ends[place] = _DUPLICATE
+            else:
+                kept = Decimal(there * scale.denominator) / scale.numerator
+                ends[place] = End(CONFLICT, "conflicting_reading", kept)
+                conflicts.append((place, slot, off, amount))
+        return conflicts
+
+    def change(self, writer: str) -> _Change:
+        stored, fields = self.stored, self._fields()
+        if not stored.get("vee_due_at"):
+            fields["vee_due_at"] = clock.now() + DEBOUNCE
+        if not stored:
+            return InsertOne(
+                {
+                    "_id": self.identity,
+                    "plant": self.plant_id,
+                    "meter": self.laid.meter.meter,
+                    "day": self.laid.day.isoformat(),
+                    "version": 1,
+                    "writers": [writer],
+                    **fields,
+                }
+            )
+        version = stored["version"]
+        fields["version"] = version + 1
+        fields["writers"] = [*stored.get("writers", ()), writer][-WRITERS_KEPT:]
+        return UpdateOne({"_id": self.identity, "version": version}, {"$set": fields})
+
+    def _fields(self) -> storage.Doc:
+        fields: storage.Doc = {}
+        for name, fresh in zip(_CHANNELS, self.slots, strict=True):
+            held = self.stored.get(name)
+            if held and len(fresh) <= SINGLE_MAX:
+                fields |= {f"{name}.{slot}": amount for slot, amount in fresh.items()}
+            elif fresh:
+                row = list(held or _NOTHING)
+                for slot, amount in fresh.items():
+                    row[slot] = amount
+                fields[name] = row
+        for name, told in zip(_OFFS, self.offs, strict=True):
+            if told:
+                fields[name] = (self.stored.get(name) or {}) | told
+        return fields
 
 
 def _conflict(
@@ -282,19 +435,15 @@ def conflicts_of(
     return list(_conflicts().find(wanted).sort("at", 1).limit(limit))
 
 
-def accepted(ends: Iterable[End]) -> dict[str, int]:
+def accepted(ends: Iterable[End]) -> Mapping[str, int]:
     """How many rows came to each end."""
-    counts: dict[str, int] = defaultdict(int)
-    for end in ends:
-        counts[end.outcome] += 1
-    return counts
+    return Counter(end.outcome for end in ends)
 
 
-_CHANNEL = {Kind.INTERVAL: "raw", Kind.REGISTER: "reads"}
-_OFF = {Kind.INTERVAL: "off_raw", Kind.REGISTER: "off_reads"}
-_RAW_FIELDS = dict.fromkeys(
-    ("version", "vee_due_at", "writers", *_CHANNEL.values(), *_OFF.values()), 1
-)
+# Intervals, and readings of a register: `False` and `True` of a row's `registers`.
+_CHANNELS, _OFFS = ("raw", "reads"), ("off_raw", "off_reads")
+_NOTHING: Sequence[None] = (None,) * SLOTS
+_RAW_FIELDS = dict.fromkeys(("version", "vee_due_at", "writers", *_CHANNELS, *_OFFS), 1)
 
 
 def _conflicts() -> "Collection[storage.Doc]":

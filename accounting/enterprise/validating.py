@@ -13,17 +13,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
 
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
 from accounting import clock, storage
-from accounting.enterprise import plants, vee
-from accounting.enterprise.meterdays import collection, day_id
+from accounting.enterprise import plants, vee, workdays
+from accounting.enterprise.meterdays import collection, day_id, layer_of
 from accounting.enterprise.plants import Kind, Meter
+from accounting.enterprise.registers import Change
+from accounting.enterprise.screening import HISTORY_DAYS
 from accounting.enterprise.slots import EMPTY, SLOT, SLOT_S, SLOTS
-from accounting.enterprise.vee import Change, RawDay, Terms, Validated
+from accounting.enterprise.vee import RawDay, Terms, Validated
 from accounting.errors import AccountBusy
 
 # Due days that are validated in one go, of one meter; and days a sweep takes.
@@ -155,14 +156,14 @@ def _validated(
     meter: Meter, due: Sequence[date], found: dict[date, storage.Doc]
 ) -> Iterator[tuple[date, Validated]]:
     """The due days of a meter and those that looked at them, as they come out now."""
-    first, last = min(found), max(found)
+    first, length = min(found), (max(found) - min(found)).days + 1
     targets = _targets({*due}, found)
     begin = clock.start_of(first)
     done = vee.validate(
         terms_of(meter),
-        [raw_day(found.get(first + number * _DAY)) for number in range((last - first).days + 1)],
+        [raw_day(found.get(first + number * _DAY)) for number in range(length)],
         [(day - first).days for day in targets],
-        weekday=first.isoweekday(),
+        kinds=[workdays.kind_of(first + number * _DAY) for number in range(length)],
         changes=[
             Change(-(-int((one.at - begin).total_seconds()) // SLOT_S), one.old_last, one.new_first)
             for one in meter.changes
@@ -192,23 +193,24 @@ def _load(batch: Sequence[Due]) -> dict[tuple[str, str], dict[date, storage.Doc]
 
 def _targets(due: set[date], found: dict[date, storage.Doc]) -> list[date]:
     """The due days, and those whose layer looked at one of them."""
-    known_first, known_last = min(found), max(found)
+    known = {day.toordinal(): row for day, row in found.items()}
+    looked, near, around = set[int](), set[int](), set[int]()
+    for day in due:
+        at = day.toordinal()
+        looked.update(range(at - vee.AFTER, at + vee.BEFORE + 1))
+        near.update((at - 1, *range(at + 1, at + HISTORY_DAYS + 1)))
+        around.update(range(at - vee.AFTER, at + vee.AFTER + 1))
     wanted = set(due)
-    for one in due:
-        for offset in range(-vee.AFTER, vee.BEFORE + 1):
-            day = one + offset * _DAY
-            if not known_first <= day <= known_last or day in wanted:
-                continue
-            there = found.get(day)
-            if there is None:
-                # A hole between days: a gap that may have found its other end.
-                near = abs(offset) <= vee.AFTER
-            elif 0 < offset <= vee.HISTORY_DAYS or abs(offset) == 1:
-                near = True
-            else:
-                near = bool({"E", "M"} & {*there.get("quality", "M")})
-            if near:
-                wanted.add(day)
+    for at in looked.intersection(range(min(known), max(known) + 1)):
+        row = known.get(at)
+        if row is None:
+            # A hole between days: a gap that may have found its other end.
+            touched = at in around
+        else:
+            quality = row.get("quality", "M")
+            touched = at in near or "M" in quality or "E" in quality
+        if touched:
+            wanted.add(date.fromordinal(at))
     return sorted(wanted)
 
 
@@ -221,36 +223,28 @@ def _change(
     due: bool,
 ) -> UpdateOne | None:
     identity = day_id(meter.plant, meter.meter, day)
-    layer = layer_of(made)
     if held is None:
         if made.values == EMPTY:
             return None
         whose = {"plant": meter.plant, "meter": meter.meter, "day": day.isoformat()}
+        layer = {name: one for name, one in layer_of(None, made).items() if one is not None}
         fields = {**whose, **layer, "version": 0, "passes": 1, "validation": 1}
         fields["inventory_due_at"] = now
         return UpdateOne({"_id": identity, "version": -1}, {"$set": fields}, upsert=True)
+    raw = held.get("raw")
+    layer = layer_of(None if raw is None else tuple(raw), made)
     guard = {"_id": identity, "version": held["version"], "passes": held.get("passes")}
-    fields = {}
-    if any(held.get(name) != value for name, value in layer.items()):
-        fields = layer | {"validation": held.get("validation", 0) + 1}
-        if any(held.get(name) != layer[name] for name in ("values", "quality")):
+    fields, gone = {"passes": (held.get("passes") or 0) + 1}, {}
+    changed = {name: one for name, one in layer.items() if held.get(name) != one}
+    if changed:
+        fields |= {name: one for name, one in changed.items() if one is not None}
+        gone = {name: "" for name, one in changed.items() if one is None}
+        fields["validation"] = held.get("validation", 0) + 1
+        if not changed.keys().isdisjoint(("values", "quality")):
             fields["inventory_due_at"] = now
-    change: dict[str, Any] = {"$set": fields | {"passes": (held.get("passes") or 0) + 1}}
     if due:
-        change["$unset"] = {"vee_due_at": ""}
-    return UpdateOne(guard, change)
-
-
-def layer_of(made: Validated) -> storage.Doc:
-    """The validated layer as it is stored."""
-    return {
-        "shown": list(made.shown),
-        "values": list(made.values),
-        "quality": made.quality,
-        "rules": {str(slot): rule for slot, rule in made.rules.items()},
-        "flags": list(made.flags),
-        "total": made.total,
-    }
+        gone["vee_due_at"] = ""
+    return UpdateOne(guard, {"$set": fields, "$unset": gone} if gone else {"$set": fields})
 
 
 def _write(changes: list[UpdateOne]) -> bool:

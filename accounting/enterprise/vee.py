@@ -18,7 +18,7 @@ that decided it. Estimates are made from actual values only, never from other es
 | V14 | 24 hours the same, or zero for more than 4 hours of a shift: flagged |
 | V15 | intervals and register disagree by more than one unit and 1 %: the day is flagged |
 | V18 | up to 2 hours between two known values: linear |
-| V19 | up to 7 days: as on the same weekday of the three weeks before |
+| V19 | up to 7 days: as on the same weekday of the three weeks before; a holiday as on Sundays |
 | V20 | longer, open at an end, or nothing to go by: missing |
 | V3, V23 | somebody chose the other of two readings, or wrote a value, with a reason |
 """
@@ -27,45 +27,28 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from statistics import median
-from typing import NamedTuple
+from itertools import pairwise
 
+import numpy as np
+
+from accounting.enterprise import registers, screening, workdays
+from accounting.enterprise.registers import LONG_GAP, Change, Stretch
+from accounting.enterprise.screening import MISSING, Amounts
 from accounting.enterprise.slots import EMPTY, LETTERS, SLOTS, Quality, Row
 
 # What a day's validated layer depends on, in days before and after it: three weeks of like days
-# for a gap that begins two days earlier in a stretch of the register; a gap of a week behind it.
-BEFORE, AFTER = 24, 10
+# for a gap that begins a week earlier and whose sum a register knows; a gap of a week behind it.
+BEFORE, AFTER = 28, 10
 SHORT_GAP = 8
-LONG_GAP = 7 * SLOTS
 # Between two readings of a register that checks intervals, estimates are made to add up.
 CHECKED_GAP = 2 * SLOTS
-# A reading is contradicted by one at most this much later.
-LOOK_AHEAD = SLOTS
-LIKE_DAYS = (7, 14, 21)
-HISTORY_DAYS = 14
-HISTORY_MIN = 8
+LIKE_DAYS = 21
 CEILING = Fraction(12, 10)
-SPIKE = Fraction(18, 10)
-MAD_MAX = 5
 ZERO_RUN = 16
-DIP = Fraction(1, 10)
-# Where a register must stand before and after its modulus for the step to be a rollover.
-ROLLS_FROM, ROLLS_TO = Fraction(9, 10), Fraction(1, 10)
 SUM_TOLERANCE = Fraction(1, 100)
 
 _ACTUAL, _EDITED = LETTERS[Quality.ACTUAL], LETTERS[Quality.EDITED]
 _ESTIMATED, _MISSING = LETTERS[Quality.ESTIMATED], LETTERS[Quality.MISSING]
-
-
-class Change(NamedTuple):
-    """A register was swapped between two slots: what the old one showed last, the new one first.
-
-    `slot` counts from the first slot of the span; readings at it are of the new register.
-    """
-
-    slot: int
-    old_last: int
-    new_first: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +57,8 @@ class Terms:
 
     `unit` is one unit as shown (with the multiplier): differences below it are noise. `ceiling` is
     the most a slot can hold, None where no rated power says so. `register` tells what the meter's
-    consumption is read from; the other channel only checks it. `shift[weekday]` holds the
-    slots of scheduled work, by ISO weekday.
+    consumption is read from; the other channel only checks it. `shifts` holds the slots of
+    scheduled work by kind of day.
     """
 
     register: bool
@@ -103,25 +86,24 @@ NOTHING = RawDay()
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """The validated layer of one day; `shown` is what `raw` means to people."""
+    """The validated layer of one day; `shown` is what `raw` means to people.
+
+    `told` holds the rules of slots but V20, which is what a missing slot has without another.
+    """
 
     shown: Row
     values: Row
     quality: str
-    rules: Mapping[int, str]
+    told: Mapping[int, str]
     flags: tuple[str, ...]
+
+    @property
+    def rules(self) -> Mapping[int, str]:
+        return all_rules(self.quality, self.told)
 
     @property
     def total(self) -> int:
         return sum(value for value in self.values if value is not None)
-
-
-class _Stretch(NamedTuple):
-    """Slots `[start, end)` whose sum the register knows."""
-
-    start: int
-    end: int
-    total: int
 
 
 def validate(
@@ -129,22 +111,32 @@ def validate(
     span: Sequence[RawDay],
     targets: Sequence[int],
     *,
-    weekday: int = 1,
+    kinds: Sequence[int] | None = None,
     changes: Sequence[Change] = (),
 ) -> list[Validated]:
     """The validated layer of days of a span of consecutive days.
 
     `targets` are places in the span with `BEFORE` days before them and `AFTER` behind, unless
-    nothing is known there. `weekday` is the ISO weekday of the span's first day.
+    nothing is known there. `kinds` are the kinds of the span's days (`workdays.kind_of`); without
+    them its weeks are plain and it begins on a Monday.
     """
-    work = _Work(terms, span, weekday, changes)
+    if kinds is None:
+        kinds = [day % 7 + 1 for day in range(len(span))]
+    work = _Work(terms, span, kinds, changes)
     work.read()
     work.refuse()
     work.edit()
-    for target in targets:
-        work.flag(target)
+    work.flag(targets)
     work.fill({*targets})
-    return [work.day(target) for target in targets]
+    return work.days(targets)
+
+
+def all_rules(quality: str, told: Mapping[int, str]) -> Mapping[int, str]:
+    """The rules of a day's slots, V20 where a slot is missing and nothing else says why."""
+    if _MISSING not in quality:
+        return told
+    missing = (slot for slot, letter in enumerate(quality) if letter == _MISSING)
+    return dict.fromkeys(missing, "V20") | dict(told)
 
 
 def spread(total: int, weights: Sequence[int]) -> list[int]:
@@ -165,16 +157,22 @@ class _Work:
     """One run over a span; slots are counted from its beginning."""
 
     def __init__(
-        self, terms: Terms, span: Sequence[RawDay], weekday: int, changes: Sequence[Change]
+        self,
+        terms: Terms,
+        span: Sequence[RawDay],
+        kinds: Sequence[int],
+        changes: Sequence[Change],
     ) -> None:
-        self.terms, self.span, self.weekday, self.changes = terms, span, weekday, changes
+        self.terms, self.span, self.kinds, self.changes = terms, span, kinds, changes
         self.size = len(span) * SLOTS
         self.shown: list[int | None] = []
         self.values: list[int | None] = []
+        # The same as an array, as it was before anything was estimated.
+        self.known: Amounts = screening.amounts(())
         self.quality: list[str] = []
         self.rules: dict[int, str] = {}
         self.flags: dict[int, list[str]] = {}
-        self.stretches: list[_Stretch] = []
+        self.stretches: list[Stretch] = []
         # Slots whose own reading was refused: what the register says of them is doubted too.
         self.refused: set[int] = set()
 
@@ -182,13 +180,20 @@ class _Work:
 
     def read(self) -> None:
         reads = self._placed("reads")
-        self.stretches = self._register(reads)
+        counted = registers.count(
+            reads, self.changes, modulus=self.terms.modulus, unit=self.terms.unit
+        )
+        self.stretches = counted.stretches
         if self.terms.register:
-            self.shown = [None] * self.size
-            for slot in range(self.size - 1):
-                here, there = reads[slot], reads[slot + 1]
-                if here is not None and there is not None:
-                    self.shown[slot] = there - here
+            for start, end, rule in counted.notes:
+                for slot in range(start, end):
+                    self._flag(slot, rule)
+            for start, end in counted.broken:
+                self.rules |= dict.fromkeys(range(start, end), "V9")
+            self.shown = [
+                None if here is None or there is None else there - here
+                for here, there in pairwise([*reads, None])
+            ]
             self.values = [None] * self.size
             for stretch in self.stretches:
                 if stretch.end - stretch.start == 1:
@@ -228,94 +233,22 @@ class _Work:
                 self.values[place] = sign * part
                 self._flag(place, "V6")
 
-    # --- registers ---
-
-    def _register(self, reads: Sequence[int | None]) -> list[_Stretch]:
-        """What the register says it counted between readings that follow each other."""
-        stretches: list[_Stretch] = []
-        known = [(slot, value) for slot, value in enumerate(reads) if value is not None]
-        place = 0
-        while place + 1 < len(known):
-            start, before = known[place]
-            behind = place + 1
-            end, after = known[behind]
-            if end - start > LONG_GAP:
-                place = behind
-                continue
-            if self._contradicted(start, before, after, known, behind):
-                self._note(start, end, "V9" if after < before else "V12")
-                behind += 1
-                end, after = known[behind]
-            counted, rule = self._step(start, before, end, after)
-            if rule == "V7":
-                known[behind] = (end, before)
-            if rule is not None:
-                self._note(start, end, rule)
-            if counted is None and self.terms.register:
-                self.rules |= dict.fromkeys(range(start, end), "V9")
-            if counted is not None:
-                stretches.append(_Stretch(start, end, counted))
-            place = behind
-        return stretches
-
-    def _contradicted(
-        self, start: int, before: int, after: int, known: Sequence[tuple[int, int]], behind: int
-    ) -> bool:
-        """Whether a single reading jumps away and the next comes back to where it would be."""
-        if behind + 1 >= len(known):
-            return False
-        end, following = known[behind + 1]
-        if end - known[behind][0] > LOOK_AHEAD or end - start > LONG_GAP:
-            return False
-        if any(start < change.slot <= end for change in self.changes):
-            return False
-        if after < before:
-            # After a rollover the next one would be small too.
-            return before - after >= self.terms.unit and following >= before
-        return before <= following < after and after - following >= self.terms.unit
-
-    def _rolls(self, before: int, after: int) -> bool:
-        modulus = self.terms.modulus
-        return before >= ROLLS_FROM * modulus and after <= ROLLS_TO * modulus
-
-    def _step(self, start: int, before: int, end: int, after: int) -> tuple[int | None, str | None]:
-        """What was counted from one reading to the next, and the rule if it is not plain."""
-        swaps = [change for change in self.changes if start < change.slot <= end]
-        if swaps:
-            counted = 0
-            for swap in swaps:
-                counted += swap.old_last - before
-                before = swap.new_first
-            counted += after - before
-            return (counted if counted >= 0 else None), "V9"
-        if after >= before:
-            return after - before, None
-        if before - after <= DIP * before and before - after < self.terms.unit:
-            return 0, "V7"
-        if self._rolls(before, after):
-            return after + self.terms.modulus - before, "V8"
-        return None, "V9"
-
-    def _note(self, start: int, end: int, rule: str) -> None:
-        if self.terms.register:
-            for slot in range(start, end):
-                self._flag(slot, rule)
-
     # --- what is refused ---
 
     def refuse(self) -> None:
-        ceiling = self.terms.ceiling
-        most = None if ceiling is None else CEILING * ceiling
-        self.quality = []
-        for slot, value in enumerate(self.values):
-            if value is not None and value < 0:
-                self._refuse(slot, "V10")
-            elif value is not None and most is not None and value > most:
+        self.known = known = screening.amounts(self.values)
+        self.quality = [_MISSING if missing else _ACTUAL for missing in (known == MISSING).tolist()]
+        for slot in np.flatnonzero((known < 0) & (known != MISSING)).tolist():
+            self._refuse(slot, "V10")
+        if self.terms.ceiling is not None:
+            most = int(CEILING * self.terms.ceiling)
+            for slot in np.flatnonzero(known > most).tolist():
                 self._refuse(slot, "V11")
-            self.quality.append(_MISSING if self.values[slot] is None else _ACTUAL)
 
     def _refuse(self, slot: int, rule: str) -> None:
         self.values[slot] = None
+        self.known[slot] = MISSING
+        self.quality[slot] = _MISSING
         self.rules[slot] = rule
         self.refused.add(slot)
 
@@ -325,55 +258,34 @@ class _Work:
                 slot = number * SLOTS + place
                 if above or self.quality[slot] == _MISSING:
                     self.values[slot] = value
+                    self.known[slot] = value
                     self.quality[slot] = _EDITED
                     self.rules[slot] = "V3" if above else "V23"
 
     # --- what is flagged ---
 
-    def flag(self, target: int) -> None:
-        start = target * SLOTS
-        row = self.values[start : start + SLOTS]
-        known = sorted([(value, -slot) for slot, value in enumerate(row) if value is not None])
-        if len(known) >= HISTORY_MIN:
-            third, (most, place) = known[-3][0], known[-1]
-            if most > self.terms.unit and third > 0 and most - third > SPIKE * third:
-                self._flag(start - place, "V12")
-        self._flag_outliers(target, row)
-        if None not in row and row[0] and len({*row}) == 1:
-            for slot in range(start, start + SLOTS):
-                self._flag(slot, "V14")
-        self._flag_stops(target, row)
-        if not self.terms.register:
-            self._check_sums(start)
+    def flag(self, targets: Sequence[int]) -> None:
+        by_day = self.known.reshape(-1, SLOTS)
+        rows, unit = by_day[list(targets)], self.terms.unit
+        for number, slot in screening.spikes(rows, unit):
+            self._flag(targets[number] * SLOTS + slot, "V12")
+        resting = [workdays.rests(kind) for kind in self.kinds]
+        for target, slot in screening.outliers(by_day, targets, resting, unit):
+            self._flag(target * SLOTS + slot, "V13")
+        first = rows[:, :1]
+        flat = (rows == first).all(axis=1) & (first[:, 0] != 0) & (first[:, 0] != MISSING)
+        still = (rows == 0).sum(axis=1) > ZERO_RUN
+        for number, target in enumerate(targets):
+            if flat[number]:
+                for slot in range(target * SLOTS, (target + 1) * SLOTS):
+                    self._flag(slot, "V14")
+            if still[number]:
+                self._flag_stops(target, rows[number])
+            if self.stretches and not self.terms.register:
+                self._check_sums(target * SLOTS)
 
-    def _flag_outliers(self, target: int, row: Sequence[int | None]) -> None:
-        # A Sunday is no outlier among working days; of its own kind two weeks hold too few.
-        rest = self._rests(target)
-        days = [
-            day for day in range(max(0, target - HISTORY_DAYS), target) if self._rests(day) == rest
-        ]
-        if len(days) < HISTORY_MIN:
-            return
-        columns = [self.values[day * SLOTS : (day + 1) * SLOTS] for day in days]
-        for slot, value in enumerate(row):
-            if value is None:
-                continue
-            history = [one for column in columns if (one := column[slot]) is not None]
-            if len(history) < HISTORY_MIN:
-                continue
-            middle = median(history)
-            away = abs(value - middle)
-            # Most values are near: the deviation is only worth its sorting for those that are not.
-            if away > self.terms.unit:
-                deviation = median([abs(one - middle) for one in history])
-                if 0 < MAD_MAX * deviation < away:
-                    self._flag(target * SLOTS + slot, "V13")
-
-    def _rests(self, day: int) -> bool:
-        return (self.weekday - 1 + day) % 7 >= 5
-
-    def _flag_stops(self, target: int, row: Sequence[int | None]) -> None:
-        shift = self.terms.shifts.get((self.weekday - 1 + target) % 7 + 1, frozenset())
+    def _flag_stops(self, target: int, row: Amounts) -> None:
+        shift = self.terms.shifts.get(self.kinds[target], frozenset())
         run: list[int] = []
         for slot in range(SLOTS + 1):
             if slot < SLOTS and slot in shift and row[slot] == 0:
@@ -404,7 +316,7 @@ class _Work:
     def fill(self, targets: set[int]) -> None:
         """Estimate the gaps that reach into the targets, each as a whole."""
         shapes: dict[int, tuple[int, str]] = {}
-        stretches: set[_Stretch] = set()
+        stretches: set[Stretch] = set()
         for start, end in self._gaps(targets):
             shapes |= self._shape(start, end)
             stretches.update(self._around(start, end))
@@ -417,30 +329,29 @@ class _Work:
 
     def _gaps(self, targets: set[int]) -> list[tuple[int, int]]:
         """Runs of missing slots in or near the targets; a register's end where a reading is."""
-        own = self.stretches if self.terms.register else []
-        marks = {stretch.start for stretch in own} | {stretch.end for stretch in own}
-        gaps: list[tuple[int, int]] = []
-        slot = 0
-        while slot < self.size:
-            if self.values[slot] is not None:
-                slot += 1
-                continue
-            start = slot
-            slot += 1
-            while slot < self.size and self.values[slot] is None and slot not in marks:
-                slot += 1
-            near = range(start // SLOTS - 2, (slot - 1) // SLOTS + 3)
-            if not targets.isdisjoint(near):
-                gaps.append((start, slot))
-        return gaps
+        missing = np.flatnonzero(self.known == MISSING)
+        if not missing.size:
+            return []
+        starts = np.ones(len(missing), dtype=bool)
+        starts[1:] = np.diff(missing) > 1
+        if self.terms.register:
+            marks = [end for stretch in self.stretches for end in (stretch.start, stretch.end)]
+            starts |= np.isin(missing, marks)
+        begins = missing[starts].tolist()
+        ends = (missing[np.append(starts[1:], True)] + 1).tolist()
+        return [
+            (start, end)
+            for start, end in zip(begins, ends, strict=True)
+            if not targets.isdisjoint(range(start // SLOTS - 2, (end - 1) // SLOTS + 3))
+        ]
 
     def _shape(self, start: int, end: int) -> dict[int, tuple[int, str]]:
         """A gap's slots with what each would be by itself; none where nothing may be said."""
+        if end - start > LONG_GAP:
+            return {}
         left = self.values[start - 1] if start > 0 else None
         right = self.values[end] if end < self.size else None
         bracketed = self._bracketed(start, end)
-        if end - start > LONG_GAP:
-            return {}
         if left is not None and right is not None and end - start <= SHORT_GAP:
             width = end - start + 1
             return {
@@ -464,24 +375,25 @@ class _Work:
             for stretch in self._around(start, end)
         )
 
-    def _around(self, start: int, end: int) -> list[_Stretch]:
+    def _around(self, start: int, end: int) -> list[Stretch]:
         """The stretches that have slots in `[start, end)`."""
         first = bisect_right(self.stretches, start, key=lambda stretch: stretch.end)
         last = bisect_left(self.stretches, end, key=lambda stretch: stretch.start)
         return self.stretches[first:last]
 
     def _like(self, slot: int) -> int | None:
-        """The mean of the actual values of this slot on the same weekday of three weeks before."""
+        """The mean of the actual values of this slot on days of its kind in three weeks before."""
+        day, place = divmod(slot, SLOTS)
         found = [
             value
-            for days in LIKE_DAYS
-            if (place := slot - days * SLOTS) >= 0
-            and self.quality[place] == _ACTUAL
-            and (value := self.values[place]) is not None
+            for one in range(max(0, day - LIKE_DAYS), day)
+            if self.kinds[one] == self.kinds[day]
+            and self.quality[there := one * SLOTS + place] == _ACTUAL
+            and (value := self.values[there]) is not None
         ]
         return sum(found) // len(found) if found else None
 
-    def _scale(self, stretch: _Stretch, shapes: dict[int, tuple[int, str]]) -> None:
+    def _scale(self, stretch: Stretch, shapes: dict[int, tuple[int, str]]) -> None:
         """Make the estimates of a stretch add up to what the register counted."""
         slots = range(stretch.start, stretch.end)
         open_ = [slot for slot in slots if self.values[slot] is None]
@@ -498,7 +410,7 @@ class _Work:
         ):
             shapes[slot] = (part, shapes[slot][1])
 
-    def _doubted(self, stretch: _Stretch) -> bool:
+    def _doubted(self, stretch: Stretch) -> bool:
         """A register's own step that was refused says nothing about what it should have been."""
         if self.terms.register:
             return stretch.start in self.refused
@@ -506,25 +418,29 @@ class _Work:
 
     # --- the answer ---
 
-    def day(self, target: int) -> Validated:
-        start = target * SLOTS
-        slots = range(start, start + SLOTS)
-        rules: dict[int, str] = {}
-        for slot in slots:
-            if slot in self.rules:
-                rules[slot - start] = self.rules[slot]
-            elif self.quality[slot] == _MISSING:
-                rules[slot - start] = "V20"
-            elif slot in self.flags:
-                rules[slot - start] = min(self.flags[slot], key=_order)
-        flags = {rule for slot in slots for rule in self.flags.get(slot, ())}
-        return Validated(
-            shown=tuple(self.shown[start : start + SLOTS]),
-            values=tuple(self.values[start : start + SLOTS]),
-            quality="".join(self.quality[start : start + SLOTS]),
-            rules=rules,
-            flags=tuple(sorted(flags, key=_order)),
-        )
+    def days(self, targets: Sequence[int]) -> list[Validated]:
+        told: dict[int, dict[int, str]] = {target: {} for target in targets}
+        flags: dict[int, set[str]] = {target: set() for target in targets}
+        for slot, those in self.flags.items():
+            day, place = divmod(slot, SLOTS)
+            if day in told:
+                flags[day].update(those)
+                if self.quality[slot] != _MISSING:
+                    told[day][place] = min(those, key=_order)
+        for slot, rule in self.rules.items():
+            day, place = divmod(slot, SLOTS)
+            if day in told:
+                told[day][place] = rule
+        return [
+            Validated(
+                shown=tuple(self.shown[target * SLOTS : (target + 1) * SLOTS]),
+                values=tuple(self.values[target * SLOTS : (target + 1) * SLOTS]),
+                quality="".join(self.quality[target * SLOTS : (target + 1) * SLOTS]),
+                told=told[target],
+                flags=tuple(sorted(flags[target], key=_order)),
+            )
+            for target in targets
+        ]
 
 
 def _order(rule: str) -> int:

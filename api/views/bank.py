@@ -10,7 +10,8 @@ from marshmallow import fields, validate
 from accounting import clock, consents, vault
 from accounting.consents import Consent
 from accounting.errors import DomainError
-from api import problems
+from api import limits, problems
+from api.config import BANK_BATCH_MAX
 from api.numbers import CityDay, Kilograms, Schema
 from api.openapi import Blueprint, refuses
 from api.problems import language
@@ -20,7 +21,6 @@ from api.views.grades import CoverageAnswer, coverage
 from footprint import grade
 from integrations import jws
 
-REFERENCES_MAX = 500
 REFERENCE = validate.Length(1, 64)
 WHAT = "grade"
 
@@ -59,12 +59,15 @@ class BankGradeAnswer(ma.Schema):
     jws = fields.String(required=True)
 
 
+_UNSIGNED = BankGradeAnswer(exclude=["jws"])
+
+
 class GradesQuery(Schema):
     purpose = fields.String(required=True, validate=PURPOSE)
     references = fields.List(
         fields.String(validate=REFERENCE),
         required=True,
-        validate=validate.Length(1, REFERENCES_MAX),
+        validate=validate.Length(1, BANK_BATCH_MAX),
     )
 
 
@@ -104,9 +107,12 @@ class BankGrades(MethodView):
     def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Up to 500 grades at once; each reference has its own result, in order
 
+        Each reference counts as one read towards the bank's limit a minute.
         It takes no Idempotency-Key: a replay would outlive a withdrawn consent.
         """
         references, purpose = wanted["references"], wanted["purpose"]
+        # Before anything is looked at or recorded.
+        limits.read_more(caller(), len(references) - 1)
         found = consents.read_many(caller().id, references, purpose, WHAT)
         return {
             "results": [
@@ -143,7 +149,7 @@ def _grade(consent: Consent) -> dict[str, Any]:
         answer["margin_below_kg"] = snapshot.standing.margin_below_mg
     if "coverage" in consent.fields:
         answer["coverage"] = coverage(snapshot)
-    return answer | {"jws": signed(BankGradeAnswer(exclude=["jws"]).dump(answer))}
+    return answer | {"jws": signed(_UNSIGNED.dump(answer))}
 
 
 def signed(payload: dict[str, Any]) -> str:

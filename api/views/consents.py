@@ -9,12 +9,12 @@ from flask import current_app
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import clients, clock, consent_requests, consent_texts, consents
+from accounting import clients, clock, consent_requests, consent_texts, consents, real_names
 from accounting.clients import Kind
 from accounting.consent_requests import ConsentRequest
 from accounting.consents import Access, Consent
 from accounting.errors import NotFound
-from api.idempotency import idempotent
+from api.idempotency import business_key, idempotent
 from api.numbers import Instant, Schema
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, newest, page_of
@@ -39,7 +39,8 @@ blueprint = Blueprint("consents", __name__, description="Consents and who read w
 class ConsentBody(Schema):
     """A bank's consent names bank, purpose, fields and end; of the others only `kind` is needed.
 
-    `partner` also needs the partner. Those without an end hold for five years.
+    Outside the demo it also needs `real_name`, the name a bank has matched before. `partner` also
+    needs the partner. Those without an end hold for five years.
     """
 
     kind = fields.String(
@@ -53,6 +54,7 @@ class ConsentBody(Schema):
     )
     expires_at = Instant()
     text_version = fields.String(validate=validate.Length(1, 32))
+    real_name = fields.String(validate=REAL_NAME)
 
     @ma.validates_schema(skip_on_field_errors=True)
     def complete(self, data: dict[str, Any], **_: Any) -> None:
@@ -61,6 +63,8 @@ class ConsentBody(Schema):
             consent_texts.PARTNER: ("partner_id",),
         }.get(data["kind"], ())
         foreign = {"bank_id", "fields_", "partner_id"} - set(needed)
+        if data["kind"] != consent_texts.BANK:
+            foreign.add("real_name")
         shown = {"fields_": "fields"}
         errors = {shown.get(one, one): ["Missing data for required field."]
                   for one in needed if one not in data}  # fmt: skip
@@ -158,6 +162,7 @@ class Texts(MethodView):
 @blueprint.route("/v1/me/consents")
 class Consents(MethodView):
     @door(RESIDENT)
+    @refuses("name_not_matching", "real_name_needed")
     @blueprint.arguments(ConsentBody)
     @idempotent()
     @blueprint.response(201, ConsentAnswer)
@@ -174,6 +179,8 @@ class Consents(MethodView):
         known = [one.version for one in consent_texts.shown_by(clock.city_day(now), kind)]
         if wanted.get("text_version", known[0]) not in known:
             raise Invalid([("/text_version", "Not a text that was in force.")])
+        if kind == consent_texts.BANK and not current_app.extensions["config"].demo:
+            real_names.check(caller().id, wanted.get("real_name"))
         consent = consents.grant(
             caller().id,
             kind=kind,
@@ -183,6 +190,7 @@ class Consents(MethodView):
             fields=tuple(dict.fromkeys(wanted.get("fields_", ()))),
             expires_at=wanted.get("expires_at", now + CONSENT_MAX),
             text_version=wanted.get("text_version"),
+            once=business_key(),
         )
         greenlist.follow(consent.resident)
         return shown(consent)

@@ -5,7 +5,7 @@ from typing import Any
 
 import marshmallow as ma
 import simplejson
-from flask import Response, request
+from flask import Response
 from flask.views import MethodView
 from marshmallow import fields, validate
 
@@ -15,13 +15,14 @@ from accounting.jobs import Job
 from api import problems, tasks
 from api.bill_rows import BillAnswer, BillFields, shown_bill, take_bills
 from api.feed_rows import ACTIVITIES, BILLS, RowFields, partner_of, take_rows
-from api.idempotency import business_key, idempotent
+from api.filing import FILE, QueuedAnswer, queued
+from api.idempotency import idempotent
 from api.numbers import CityDay, EachAlone, Instant, Schema
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, page, page_of, place
-from api.problems import UnsupportedMediaType, language
+from api.problems import language
 from api.reports import ActivityAnswer, shown
-from api.security import DATA, OPERATOR, RESIDENT, caller, door
+from api.security import DATA, OPERATOR, PLANT, RESIDENT, caller, door
 from api.views.own_data import export_url
 from footprint import bills, households
 from footprint.bill_intake import Received
@@ -31,13 +32,6 @@ from points import bill_crediting, feed
 from points.feed import Taken
 
 ROWS_MAX = 1_000
-ENCODINGS = ("", "identity", "gzip")
-FILE = {
-    "description": "The file as it is; gzip if `Content-Encoding: gzip` says so.",
-    "required": True,
-    "content": {kind: {"schema": {"type": "string"}} for kind in files.FORMATS},
-}
-
 blueprint = Blueprint("feeds", __name__, description="Data partners")
 
 
@@ -92,10 +86,6 @@ class LinkCodeAnswer(ma.Schema):
 
 class TakeBackRequest(Schema):
     reason = fields.String(required=True, validate=validate.Length(1, 500))
-
-
-class QueuedAnswer(ma.Schema):
-    job_id = fields.String(required=True)
 
 
 class JobAnswer(ma.Schema):
@@ -178,7 +168,7 @@ class FeedFiles(MethodView):
 
         The bytes are stored before the answer; the job reads them.
         """
-        return _queued(ACTIVITIES)
+        return queued(ACTIVITIES, caller().id)
 
 
 @blueprint.route("/v1/feeds/bills")
@@ -225,12 +215,12 @@ class BillFiles(MethodView):
     @blueprint.response(202, QueuedAnswer)
     def post(self) -> tuple[dict[str, Any], int, dict[str, str]]:
         """Hand over a file of bills, NDJSON or CSV, gzip allowed"""
-        return _queued(BILLS)
+        return queued(BILLS, caller().id)
 
 
 @blueprint.route("/v1/jobs/<job_id>")
 class OneJob(MethodView):
-    @door(RESIDENT, DATA, OPERATOR, scope="feeds:write")
+    @door(RESIDENT, DATA, PLANT, scope="feeds:write", plant_scope="readings:write")
     @blueprint.response(200, JobAnswer)
     def get(self, job_id: str) -> dict[str, Any]:
         """How far a job is"""
@@ -289,7 +279,7 @@ class ReversedJob(MethodView):
 
 @blueprint.route("/v1/jobs/<job_id>/errors")
 class JobErrors(MethodView):
-    @door(DATA, OPERATOR, scope="feeds:write")
+    @door(DATA, PLANT, scope="feeds:write", plant_scope="readings:write")
     @blueprint.response(200, description="One refused row a line")
     @blueprint.doc(responses={200: {"content": {files.NDJSON: {"schema": {"type": "string"}}}}})
     def get(self, job_id: str) -> Response:
@@ -309,23 +299,6 @@ def _bill_result(one: Received) -> dict[str, Any]:
         return problems.item(one.refusal)
     assert one.bill is not None, "a row has a bill or a refusal"
     return {"status_code": 201 if one.fresh else 200, "bill": shown_bill(one.bill)}
-
-
-def _queued(kind: str) -> tuple[dict[str, Any], int, dict[str, str]]:
-    """Store the body as a file and queue the job that reads it."""
-    encoding = request.headers.get("Content-Encoding", "").lower()
-    if request.mimetype not in files.FORMATS or encoding not in ENCODINGS:
-        raise UnsupportedMediaType(" or ".join(files.FORMATS))
-    job = imports.store(
-        kind,
-        caller().id,
-        request.stream,
-        media_type=request.mimetype,
-        gzipped=encoding == "gzip",
-        once=business_key(),
-    )
-    tasks.nudge(tasks.run_job, job.id)
-    return {"job_id": job.id}, 202, {"Location": f"/v1/jobs/{job.id}"}
 
 
 def _mine(job_id: str) -> Job:

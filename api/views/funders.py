@@ -15,7 +15,8 @@ from api.paging import PageQuery, page, page_of, place
 from api.reports import MONTH
 from api.reward_terms import FEN_MAX, TEXT, BothLanguages
 from api.security import OPERATOR, caller, door
-from api.views.methodology import SampleRequest, month_of_preview, one_is_enough
+from api.versions import one_is_enough
+from api.views.methodology import SampleRequest, month_of_preview
 from footprint import methodology
 from points import campaigns, earning, funders, terms, trying
 from points.earning import (

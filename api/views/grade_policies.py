@@ -3,7 +3,6 @@
 from typing import Any
 
 import marshmallow as ma
-from flask import current_app
 from flask.views import MethodView
 from marshmallow import fields, validate
 
@@ -11,57 +10,37 @@ from accounting import audit, jobs
 from accounting.errors import NotFound
 from api import tasks
 from api.idempotency import idempotent
-from api.numbers import CityDay, Flag, Schema, Whole
-from api.openapi import Blueprint, refuses
+from api.numbers import Whole
+from api.openapi import Blueprint
 from api.security import OPERATOR, caller, door
-from api.views.methodology import (
-    SEED_MAX,
-    TEXT_CHARS_MAX,
-    PublishedAnswer,
+from api.versions import (
+    GRADES_MOVED,
+    DraftOnSampleOrWhole,
     QueuedPreviewAnswer,
-    location_of,
-    one_is_enough,
+    Sample,
+    queued,
+    version_doors,
 )
 from footprint import policy_preview, policy_versions
-from footprint.versions import Version
-
-DRAFT = fields.String(
-    required=True,
-    validate=validate.Length(1, TEXT_CHARS_MAX),
-    metadata={"description": "The whole policy as TOML, like those in footprint/policies/."},
-)
 
 blueprint = Blueprint("grade_policies", __name__, description="Versions of the grade policy")
 
 
-class GradeSampleRequest(Schema):
+class GradeSampleRequest(Sample):
     size = Whole(load_default=1_000, validate=validate.Range(1, policy_preview.SAMPLE_MAX))
-    seed = Whole(load_default=1, validate=validate.Range(0, SEED_MAX))
 
 
-class GradePreviewRequest(Schema):
+class GradePreviewRequest(DraftOnSampleOrWhole):
     """Without `whole` on a sample; the same seed picks the same residents."""
 
-    draft = DRAFT
     sample = fields.Nested(GradeSampleRequest)
-    whole = Flag(load_default=False)
-
-    @ma.validates_schema(skip_on_field_errors=True)
-    def one_of_two(self, data: dict[str, Any], **_: Any) -> None:
-        if data["whole"] and "sample" in data:
-            raise ma.ValidationError("Send either sample or whole.", "whole")
 
 
 class GradePreviewReport(ma.Schema):
     policy_version = fields.String(required=True)
     compared_with = fields.String(required=True)
     residents = fields.Integer(required=True)
-    grades = fields.Dict(
-        keys=fields.String(),
-        values=fields.Dict(keys=fields.String(), values=fields.Integer()),
-        required=True,
-        metadata={"description": "Residents by grade now, then by grade under the draft."},
-    )
+    grades = GRADES_MOVED
     grades_changed = fields.Integer(required=True)
     up = fields.Integer(required=True)
     down = fields.Integer(required=True)
@@ -73,9 +52,7 @@ class GradePreviewAnswer(ma.Schema):
     report = fields.Nested(GradePreviewReport, required=True)
 
 
-class GradePolicyPublish(Schema):
-    draft = DRAFT
-    valid_from = CityDay(required=True)
+version_doors(blueprint, "/v1/operator/grade-policies", policy_versions.register)
 
 
 @blueprint.route("/v1/operator/grade-policies/preview")
@@ -92,13 +69,12 @@ class PreviewedPolicy(MethodView):
 
         On a sample the report is the answer. With `whole` it is the result of a job.
         """
-        draft = policy_versions.checked(wanted["draft"])
+        draft = policy_versions.register.checked(wanted["draft"])
         if wanted["whole"]:
             job = policy_preview.queue(caller().id, wanted["draft"])
             audit.note(caller().id, "grade policy previewed", job.id)
             tasks.nudge(tasks.run_job, job.id)
-            # The schema of the answer depends on the status, so this one is dumped here.
-            return current_app.json.response({"job_id": job.id}), 202, location_of(job.id)
+            return queued(job)
         sample = wanted.get("sample") or GradeSampleRequest().load({})
         return policy_preview.of_sample(draft, seed=sample["seed"], size=sample["size"])
 
@@ -113,28 +89,3 @@ class OnePolicyPreview(MethodView):
         if job is None or job.kind != policy_preview.KIND:
             raise NotFound()
         return {"job_id": job.id, "state": job.state, "report": policy_preview.result(job)}
-
-
-@blueprint.route("/v1/operator/grade-policies/publish")
-class PublishedPolicy(MethodView):
-    @door(OPERATOR, area="methodology")
-    @refuses("version_exists", "first_day_taken", "approved_too_late")
-    @blueprint.arguments(GradePolicyPublish)
-    @idempotent()
-    @blueprint.response(201, PublishedAnswer)
-    def post(self, wanted: dict[str, Any]) -> Version:
-        """Draft a grade policy for a day to come; another operator must approve it"""
-        return policy_versions.publish(
-            wanted["draft"], wanted["valid_from"], caller().id, alone=one_is_enough()
-        )
-
-
-@blueprint.route("/v1/operator/grade-policies/<version>/approve")
-class ApprovedPolicy(MethodView):
-    @door(OPERATOR, area="methodology")
-    @refuses("second_operator_needed", "first_day_taken", "approved_too_late")
-    @idempotent()
-    @blueprint.response(200, PublishedAnswer)
-    def post(self, version: str) -> Version:
-        """Publish another operator's draft of the grade policy"""
-        return policy_versions.approve(version, caller().id, alone=one_is_enough())

@@ -12,7 +12,7 @@ from accounting import audit, clients, clock, links
 from accounting.clients import Kind
 from accounting.errors import NotFound
 from api.bill_rows import CARRIERS, BillAnswer, shown_bill
-from api.idempotency import idempotent
+from api.idempotency import business_key, idempotent
 from api.numbers import Instant, Schema, Whole
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, newest, page_of
@@ -78,11 +78,15 @@ class Households(MethodView):
         The first resident says how many members it has; more may join up to that number. The
         utility is asked for the bills of the two years before.
         """
-        partner_id = wanted.get("partner_id")
+        partner_id, once = wanted.get("partner_id"), business_key()
+        carrier, account_no = wanted["carrier"], wanted["account_no"]
+        joined = households.joined_by(once, caller().id, carrier, account_no)
+        if joined is not None:
+            return joined
         if not current_app.extensions["config"].demo:
-            _prove(partner_id, wanted)
+            _prove(partner_id, wanted, once)
         return households.join(
-            caller().id, wanted["carrier"], wanted["account_no"], wanted["members"], partner_id
+            caller().id, carrier, account_no, wanted["members"], partner_id, once=once
         )
 
     @door(RESIDENT)
@@ -166,12 +170,13 @@ class ReversedBill(MethodView):
         return shown_bill(taken)
 
 
-def _prove(partner_id: str | None, wanted: dict[str, Any]) -> None:
+def _prove(partner_id: str | None, wanted: dict[str, Any], once: str | None) -> None:
     """Only a utility of this carrier can tell whose meter it is. Raises `InvalidLinkCode`."""
     partner = clients.of_subject(Kind.DATA, partner_id) if partner_id else None
     if partner is None or wanted["carrier"] not in partner.policy.get("carriers", ()):
         raise links.InvalidLinkCode()
-    links.check_code(partner.subject_id, wanted["account_no"], wanted.get("link_code"))
+    code = wanted.get("link_code")
+    links.check_code(partner.subject_id, wanted["account_no"], code, once=once)
 
 
 def my_bill(bill_id: str) -> Bill:

@@ -15,7 +15,7 @@ from accounting.clients import Kind
 from accounting.errors import NotFound, Unauthenticated
 from accounting.links import Link
 from accounting.outbox import Notification
-from api.idempotency import idempotent
+from api.idempotency import business_key, idempotent
 from api.numbers import DayOrInstant, Flag, Grams, Instant, Schema
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, newest, page_of
@@ -218,12 +218,13 @@ class Links(MethodView):
         partner = clients.of_subject(Kind.DATA, wanted["partner_id"])
         if partner is None:
             raise Invalid([("/partner_id", "There is no such partner.")])
-        external_id = wanted["external_id"]
-        if links.resident_of(wanted["partner_id"], external_id) is not None:
-            raise links.AlreadyLinked()
-        if partner.policy.get("link_code_required", True):
-            links.check_code(wanted["partner_id"], external_id, wanted.get("link_code"))
-        link = links.link(caller().id, wanted["partner_id"], external_id)
+        external_id, once = wanted["external_id"], business_key()
+        link = links.made_by(once, caller().id, partner.subject_id, external_id)
+        if link is None:
+            if partner.policy.get("link_code_required", True):
+                code = wanted.get("link_code")
+                links.check_code(partner.subject_id, external_id, code, once=once)
+            link = links.link(caller().id, partner.subject_id, external_id, once=once)
         feed.credit_parked(link)
         return link
 

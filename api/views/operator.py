@@ -8,11 +8,11 @@ from flask.views import MethodView
 from marshmallow import fields, validate
 
 from accounting import audit, clients, clock
-from accounting.clients import Kind
+from accounting.clients import Client, Kind
 from accounting.enterprise import plants
 from accounting.errors import NotFound
 from accounting.ids import new_id
-from api.idempotency import idempotent
+from api.idempotency import KEPT, business_key, idempotent
 from api.numbers import Flag, Schema
 from api.openapi import Blueprint, refuses
 from api.reports import ActivityAnswer, shown
@@ -82,30 +82,30 @@ class Partners(MethodView):
     @blueprint.response(201, PartnerAnswer)
     def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Add a data partner, a bank or the gateway of a plant; credentials are shown once"""
-        kind = Kind(wanted["kind"])
-        if kind is Kind.PLANT:
-            partner_id = plants.get_plant(wanted["plant_id"]).id
+        kind, once = Kind(wanted["kind"]), business_key()
+        client = clients.made_by(once) if once is not None else None
+        if client is None:
+            client, secret = _added(kind, wanted, once)
         else:
-            partner_id = new_id("bnk" if kind is Kind.BANK else "ptn")
-        policy = {name: wanted[name] for name in ("behaviours", "carriers", "id_namespace")}
-        client, secret = clients.create_client(
-            kind,
-            wanted["name"],
-            subject_id=partner_id,
-            policy=policy if kind is Kind.DATA else None,
-        )
-        answer = {
-            "partner_id": partner_id,
+            # A crash lost the first answer, and with it the secret.
+            secret = clients.new_secret(client) if _just_made(client) else None
+        answer: dict[str, Any] = {
+            "partner_id": client.subject_id,
             "kind": kind.value,
             "client_id": client.client_id,
             "client_secret": secret,
         }
         if kind is Kind.PLANT:
-            answer["plant_id"] = partner_id
+            answer["plant_id"] = client.subject_id
         if kind is Kind.BANK:
-            key_id, key = clients.new_hmac_key(client)
-            answer |= {"key_id": key_id, "hmac_key_b64": base64.b64encode(key).decode()}
-        audit.note(caller().id, "partner added", partner_id)
+            answer |= _first_key(client, seen=secret is None)
+        audit.note(
+            caller().id,
+            "partner added",
+            client.subject_id,
+            after={"kind": kind.value, "name": client.name, "client_id": client.client_id},
+            once=f"partner-added:{client.client_id}",
+        )
         return answer
 
 
@@ -126,3 +126,31 @@ class ReversedActivity(MethodView):
         )
         audit.note(caller().id, "activity reversed", activity_id, reason=wanted["reason"])
         return shown(reversed_)
+
+
+def _added(kind: Kind, wanted: dict[str, Any], once: str | None) -> tuple[Client, str | None]:
+    if kind is Kind.PLANT:
+        partner_id = plants.get_plant(wanted["plant_id"]).id
+    else:
+        partner_id = new_id("bnk" if kind is Kind.BANK else "ptn")
+    policy = {name: wanted[name] for name in ("behaviours", "carriers", "id_namespace")}
+    return clients.create_client(
+        kind,
+        wanted["name"],
+        subject_id=partner_id,
+        policy=policy if kind is Kind.DATA else None,
+        once=once,
+    )
+
+
+def _just_made(client: Client) -> bool:
+    """Whether nobody has seen the secret: an answer would have been kept for so long."""
+    return clock.now() < client.created_at + KEPT
+
+
+def _first_key(client: Client, *, seen: bool) -> dict[str, Any]:
+    """A signing key for a new bank; one that a crash kept from being seen is replaced."""
+    if seen:
+        return {"key_id": clients.live_keys(client)[-1].key_id, "hmac_key_b64": None}
+    key_id, key = clients.new_hmac_key(client, live_max=1)
+    return {"key_id": key_id, "hmac_key_b64": base64.b64encode(key).decode()}

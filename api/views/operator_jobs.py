@@ -15,13 +15,8 @@ from api.numbers import CityDay, Flag, Schema
 from api.openapi import Blueprint, refuses
 from api.reports import MONTH
 from api.security import OPERATOR, caller, door
-from api.views.methodology import (
-    TEXT_CHARS_MAX,
-    location_of,
-    month_of_preview,
-    one_is_enough,
-    queue_preview,
-)
+from api.versions import TEXT_CHARS_MAX, location_of, one_is_enough
+from api.views.methodology import month_of_preview, queue_preview
 from footprint import preview, regrading, upkeep, versions
 from points import liability, passing, restating
 from rewards import settlement
@@ -164,7 +159,7 @@ def _restate(wanted: dict[str, Any]) -> tuple[str, bool]:
 
 
 def _preview(wanted: dict[str, Any]) -> tuple[str, bool]:
-    versions.checked(wanted["draft"])
+    versions.register.checked(wanted["draft"])
     return queue_preview(wanted["draft"], month_of_preview(wanted.get("month"))).id, False
 
 

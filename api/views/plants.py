@@ -15,21 +15,24 @@ from accounting.enterprise.meterdays import MeterDay
 from accounting.enterprise.plants import Flow, Kind, Meter, Node, NodeKind, Shift
 from accounting.enterprise.readings import ACCEPTED, CONFLICT, DUPLICATE, REJECTED, ROWS_MAX
 from accounting.enterprise.slots import SLOT, SLOTS, Quality, start_of_slot
+from api.filing import FILE, QueuedAnswer, queued
 from api.idempotency import idempotent
 from api.numbers import DayOrInstant, EachAlone, Flag, Instant, Quantity, Schema, Whole, plain
 from api.openapi import Blueprint, refuses
-from api.plants import NAME, ReadingFields, own_plant, span_of, take_readings
+from api.plain_readings import plain_body
+from api.plants import MONTH, NAME, READINGS, ReadingFields, own_plant, span_of, take_readings
 from api.security import OPERATOR, PLANT, READINGS_BODY_MAX, caller, door
+from integrations import imports
 
 TEXT = validate.Length(1, 200)
 FEN_MAX = 10**15
 INTERVAL_DAYS_MAX = 100
-MONTH = validate.Regexp(r"[0-9]{4}-(0[1-9]|1[0-2])\Z")
 
 blueprint = Blueprint("plants", __name__, description="Plants and their meters")
 
 
 class ReadingsRequest(Schema):
+    quick = staticmethod(plain_body)
     readings = EachAlone(ReadingFields, most=ROWS_MAX)
 
 
@@ -206,6 +209,22 @@ class Readings(MethodView):
                 if end.outcome == REJECTED
             ],
         }
+
+
+@blueprint.route("/v1/plants/<plant_id>/readings/files")
+class ReadingFiles(MethodView):
+    @door(PLANT, scope="readings:write", body_max=imports.FILE_BYTES_MAX)
+    @refuses("malformed_request", "unsupported_media_type", "payload_too_large")
+    @blueprint.doc(requestBody=FILE)
+    @idempotent(streamed=True)
+    @blueprint.response(202, QueuedAnswer)
+    def post(self, plant_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
+        """Hand over a file of readings, NDJSON or CSV, gzip allowed
+
+        Its job counts readings that were stored as `recorded`. What was refused,
+        conflicts among it, is at the job's errors, row by row.
+        """
+        return queued(READINGS, own_plant(plant_id).id)
 
 
 @blueprint.route("/v1/plants/<plant_id>/meters/<meter>/intervals")

@@ -10,7 +10,7 @@ from typing import Any
 
 from accounting import book, clock, links, proofs, storage
 from accounting.book import Ask, Decision, Head, Line, Wanted
-from accounting.enterprise import readings, validating
+from accounting.enterprise import editing, plants, readings, validating
 from accounting.enterprise.plants import Kind
 from accounting.enterprise.readings import Reading
 from accounting.errors import AccountBusy, DomainError
@@ -55,6 +55,12 @@ def read_meter(plant: str, meter: str, at: str, value: str) -> list[str]:
     ends = [end.outcome for end in readings.take(plant, [row])]
     validating.sweep(clock.now() + 2 * readings.DEBOUNCE)
     return ends
+
+
+def edit_meter(plant: str, meter: str, at: str) -> None:
+    """Set one slot by hand."""
+    edits = [editing.Edit(datetime.fromisoformat(at), 7_000)]
+    editing.edit(plants.get_meter(plant, meter), edits, above=False, by="op", reason="first")
 
 
 def deposit_for_ever(account: str, acknowledged: str) -> None:
@@ -221,7 +227,7 @@ def run_reversal(job_id: str) -> str:
 
 
 def run_restatement(job_id: str) -> str:
-    versions.install()
+    versions.register.install()
     job = restating.run(job_id)
     assert job is not None
     return job.state
@@ -345,6 +351,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         deposit,
         deposit_for_ever,
         read_meter,
+        edit_meter,
         carry,
         move_many,
         report,

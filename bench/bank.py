@@ -1,0 +1,247 @@
+"""A bank's single query over HTTP, next to a bare view with one `find_one`.
+
+    python -m bench.bank [--residents 2000] [--queries 400] [--clients 8]
+
+Ours is all of it: token, rate limit, RFC 9421 signature and nonce, consent, the record of the read
+on disk before the answer, the grade brought up to the head of the book, JWS. The bare view looks a
+ready answer up by its reference and sends it. Each has a gunicorn of its own with the settings of
+the product, on the same MongoDB; requests are signed beforehand and go in turns over connections
+that stay open. Besides what a caller waits, the processor time of the gunicorn processes is told:
+on a machine that does other things as well it is the steadier of the two.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from accounting import accounts, clients, clock, consents, storage, tokens
+from accounting.clients import Kind
+from api import processes
+from api.config import Config
+from bench.grade import fill
+from bench.side_by_side import fresh_store, in_turns, out, table
+from footprint import grade, regrading
+from integrations import signatures
+from integrations.servers import Child, redis_server
+
+PURPOSE = "loan"
+PORTS = {"api.wsgi:app": 18_411, "bench.bare_grade:app": 18_412}
+OURS, BARE = PORTS.values()
+READY_S = 60
+TICKS = os.sysconf("SC_CLK_TCK")
+Send = Callable[[], object]
+
+
+@contextmanager
+def served(config: Config) -> Iterator[list[Child]]:
+    """Both applications, each under a gunicorn as the product starts it."""
+    metrics = config.data_dir / "metrics"
+    metrics.mkdir()
+    environment = {**os.environ, **config.environment(), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+    made = [
+        Child(
+            name.partition(".")[0],
+            [
+                *(sys.executable, "-m"),
+                *processes.gunicorn(name, f"127.0.0.1:{port}", config.log_level),
+            ],
+            config.data_dir / "log" / f"{port}.log",
+            environment=environment,
+        )
+        for name, port in PORTS.items()
+    ]
+    try:
+        for child in made:
+            child.start()
+        for child, (port, path) in zip(
+            made, ((OURS, "/readyz"), (BARE, "/bare/none")), strict=True
+        ):
+            _wait(child, port, path)
+        yield made
+    finally:
+        for child in made:
+            child.stop()
+
+
+def _wait(child: Child, port: int, path: str) -> None:
+    until = time.monotonic() + READY_S
+    while True:
+        try:
+            answer = _ask(http.client.HTTPConnection("127.0.0.1", port, timeout=5), path, {})
+            assert answer[0] == 200, answer
+            return
+        except OSError:
+            assert child.exit_code() is None, child.output()
+            assert time.monotonic() < until, child.output()
+            time.sleep(0.1)
+
+
+def cpu_s(child: Child) -> float:
+    """Processor seconds of a gunicorn with its workers, so far."""
+    pids = [child.pid]
+    pids += map(int, Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split())
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS
+
+
+def settle(residents: int) -> tuple[str, clients.BankKey, list[str]]:
+    """A graded city that consents to one bank: the bank's token and key, its references."""
+    fill(residents)
+    regrading.run(regrading.queue("bench").id)
+    client, _ = clients.create_client(Kind.BANK, "bank", subject_id="bnk_bench")
+    key_id, material = clients.new_hmac_key(client)
+    token, _ = tokens.issue_client_token(client, frozenset(client.scopes))
+    key = clients.BankKey(key_id, client.client_id, clients.HMAC_SHA256, material)
+    ends = clock.now() + timedelta(days=30)
+    references = []
+    for one in accounts.ids_after("", residents):
+        consent = consents.grant(
+            one, bank_id="bnk_bench", purpose=PURPOSE, fields=("grade",), expires_at=ends
+        )
+        references.append(consent.reference)
+    return token, key, references
+
+
+def ready_made(references: Sequence[str], answer: dict[str, Any]) -> None:
+    rows = [{**answer, "_id": one, "reference": one} for one in references]
+    storage.database()["bare_grades"].insert_many(rows)
+
+
+def _ask(
+    connection: http.client.HTTPConnection, path: str, headers: dict[str, str]
+) -> tuple[int, bytes]:
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+class Caller:
+    """One connection to each of the two, which stays open."""
+
+    def __init__(self, token: str, key: clients.BankKey) -> None:
+        self._connections = {
+            port: http.client.HTTPConnection("127.0.0.1", port, timeout=30) for port in (OURS, BARE)
+        }
+        self._token, self._key = token, key
+
+    def fresh(self) -> None:
+        """Let connections go that were idle for long: the next request opens them."""
+        for connection in self._connections.values():
+            connection.close()
+
+    def ours(self, reference: str) -> Send:
+        path = f"/v1/bank/grades/{reference}?purpose={PURPOSE}"
+        headers = signatures.sign(
+            signatures.SignedRequest("GET", f"http://127.0.0.1:{OURS}{path}", {}),
+            key_id=self._key.key_id,
+            algorithm=self._key.algorithm,
+            material=self._key.material,
+            now=clock.now(),
+        )
+        headers["Authorization"] = f"Bearer {self._token}"
+        return lambda: self.send(OURS, path, headers)
+
+    def bare(self, reference: str) -> Send:
+        return lambda: self.send(BARE, f"/bare/{reference}", {})
+
+    def send(self, port: int, path: str, headers: dict[str, str]) -> bytes:
+        status, body = _ask(self._connections[port], path, headers)
+        assert status == 200, body
+        return body
+
+
+def one_by_one(
+    caller: Caller, references: Sequence[str], servers: Sequence[Child]
+) -> tuple[list[list[float]], list[float]]:
+    """Seconds of every request of both, and processor seconds a request of both."""
+    ways = [caller.ours(one) for one in references], [caller.bare(one) for one in references]
+    caller.fresh()
+    before = [cpu_s(child) for child in servers]
+    seconds = in_turns(*ways)
+    after = [cpu_s(child) for child in servers]
+    return seconds, [(b - a) / len(references) for a, b in zip(before, after, strict=True)]
+
+
+def together(callers: Sequence[Caller], references: Sequence[str], which: str) -> float:
+    """Requests a second of all callers at once."""
+    shares = [references[place :: len(callers)] for place in range(len(callers))]
+    sends = [
+        [getattr(caller, which)(one) for one in share]
+        for caller, share in zip(callers, shares, strict=True)
+    ]
+    for caller in callers:
+        caller.fresh()
+    with ThreadPoolExecutor(len(callers)) as pool:
+        began = time.perf_counter()
+        list(pool.map(lambda own: [send() for send in own], sends))
+        return len(references) / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--residents", type=int, default=2_000)
+    parser.add_argument("--queries", type=int, default=400)
+    parser.add_argument("--clients", type=int, default=8)
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, fresh_store() as uri:
+        folder = Path(name)
+        (folder / "log").mkdir()
+        with redis_server(folder) as queue:
+            config = Config(
+                mongodb_uri=uri,
+                redis_url=queue.url,
+                secret=bytes(range(32)),
+                public_url=f"http://127.0.0.1:{OURS}",
+                data_dir=folder,
+                bank_reads_per_minute=10**6,
+            )
+            # Before there is a bank, so that its first signatures need not wait.
+            with served(config) as servers:
+                measure(servers, wanted.residents, wanted.queries, wanted.clients)
+
+
+def measure(servers: Sequence[Child], residents: int, queries: int, count: int) -> None:
+    token, key, references = settle(residents)
+    asked = [references[place % residents] for place in range(queries)]
+    callers = [Caller(token, key) for _ in range(count)]
+    answer = json.loads(callers[0].ours(references[0])())
+    assert answer["grade"] == grade.newest([accounts.ids_after("", 1)[0]]).popitem()[1]
+    ready_made(references, answer)
+    one_by_one(callers[0], asked[:50], servers)
+    (ours, bare), cpu = one_by_one(callers[0], asked, servers)
+    shown = table(f"a bank's single query, {queries} of each in turns", "", "ours", "bare", "ratio")
+    for label, place in (("p50, ms", 49), ("p95, ms", 94)):
+        a, b = (quantiles(one, n=100)[place] * 1_000 for one in (ours, bare))
+        shown.add_row(label, f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}")
+    a, b = (one * 1_000 for one in cpu)
+    shown.add_row("gunicorn, ms of CPU a request", f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}")
+    # Ours between two halves of the bare one, so that a drift of the machine meets both.
+    half = asked[: queries // 2]
+    first = together(callers, half, "bare")
+    ours_rate = together(callers, asked, "ours")
+    bare_rate = 2 / (1 / first + 1 / together(callers, half, "bare"))
+    shown.add_row(
+        f"requests a second, {count} clients",
+        f"{ours_rate:.0f}",
+        f"{bare_rate:.0f}",
+        f"{bare_rate / ours_rate:.2f}",
+    )
+    out.print(shown)
+
+
+if __name__ == "__main__":
+    main()
