@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 from accounting import clock
 from accounting.errors import ValidationFailed
+from accounting.proration import Use
 from accounting.quantities import floor_mg
 from footprint.methodology import Behaviour
 
@@ -74,26 +75,6 @@ class BillReport:
     estimated: bool = False
     corrects: str | None = None
     pv: Generation | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What one bill says was used on the city days `first` to `last`, both included."""
-
-    first: date
-    last: date
-    quantity: Decimal
-
-    @property
-    def days(self) -> int:
-        return (self.last - self.first).days + 1
-
-    def days_within(self, first: date, last: date) -> int:
-        return max((min(self.last, last) - max(self.first, first)).days + 1, 0)
-
-    def within(self, first: date, last: date) -> Fraction:
-        """The part of the use that falls on the days `first` to `last`."""
-        return Fraction(self.quantity) * self.days_within(first, last) / self.days
 
 
 @dataclass(frozen=True, slots=True)

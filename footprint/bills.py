@@ -22,6 +22,7 @@ from pymongo.collection import Collection, ReturnDocument
 
 from accounting import clock, events, storage
 from accounting.events import Happening, Type
+from accounting.proration import Use
 from footprint import methodology
 from footprint.activities import RECEIVED, SETTLED
 from footprint.billing_rules import (
@@ -31,7 +32,6 @@ from footprint.billing_rules import (
     Carrier,
     Generation,
     Judgement,
-    Use,
 )
 from footprint.methodology import Behaviour, Methodology
 

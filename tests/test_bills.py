@@ -34,10 +34,11 @@ from hypothesis import strategies as st
 from accounting import book, clock, storage
 from accounting.errors import NotFound, ValidationFailed
 from accounting.links import AlreadyLinked
+from accounting.proration import Use
 from footprint import bill_intake, billing_rules, bills, households, methodology, reasons, summaries
 from footprint.activities import RECEIVED, SETTLED, SourceEventConflict
 from footprint.bill_accounts import Account
-from footprint.billing_rules import Judgement, Use, assess, baseline, judged, month_use
+from footprint.billing_rules import Judgement, assess, baseline, judged, month_use
 from points import bill_crediting, milestones, statements
 from points.wallet import Wallet, consistent
 
