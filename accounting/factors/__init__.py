@@ -18,6 +18,7 @@ __all__ = [
     "FUEL_SET",
     "GRID_SET",
     "HEAT_SET",
+    "PROCESS_SET",
     "Confidence",
     "Factor",
     "FactorSet",
@@ -38,6 +39,7 @@ FOOTPRINT_SET = "CN-MEE-FOOTPRINT"
 HEAT_SET = "CN-GBT32150-2025"
 CALORIFIC_SET = "CN-GBT2589-2020"
 EQUIVALENT_SET = "CN-TCE-EQUIVALENT"
+PROCESS_SET = "CN-GBT32151-PROCESS"
 
 _HERE = Path(__file__).parent
 

@@ -18,6 +18,7 @@ class Series(StrEnum):
     LIFE_CYCLE = "life_cycle"
     PURCHASED_HEAT = "purchased_heat"
     COAL_EQUIVALENT = "coal_equivalent"
+    PROCESS = "process"
 
 
 class Confidence(StrEnum):
@@ -34,6 +35,7 @@ UNITS: Mapping[Series, frozenset[str]] = {
     Series.LOCATION_AVERAGE: frozenset({"kgCO2/kWh"}),
     Series.LIFE_CYCLE: frozenset({"kgCO2e/kWh"}),
     Series.PURCHASED_HEAT: frozenset({"kgCO2/GJ"}),
+    Series.PROCESS: frozenset({"kgCO2/kg"}),
     Series.COAL_EQUIVALENT: frozenset({"kgce/kg", "kgce/Nm3", "kgce/kWh", "kgce/MJ"}),
 }
 
@@ -46,6 +48,7 @@ SIZES: Mapping[str, tuple[str, Fraction]] = {
     "g": ("mass", Fraction(1, 1_000)),
     "kg": ("mass", Fraction(1)),
     "t": ("mass", Fraction(1_000)),
+    "NL": ("volume", Fraction(1, 1_000)),
     "Nm3": ("volume", Fraction(1)),
     "1e4Nm3": ("volume", Fraction(10_000)),
     "kJ": ("heat", Fraction(1, 1_000)),
