@@ -170,11 +170,28 @@ def first_reads(plant: str, meters: Sequence[str], on: date) -> dict[str, int]:
 def touched(now: datetime, limit: int) -> list[Touched]:
     """Days the inventory has to count anew, the longest waiting first."""
     fields = {"plant": 1, "meter": 1, "day": 1, "validation": 1}
-    found = collection().find({"inventory_due_at": {"$lte": now}}, fields)
+    found = collection().find({"inventory_due_at": due_by(now)}, fields)
     return [
         Touched(row["plant"], row["meter"], date.fromisoformat(row["day"]), row["validation"])
         for row in found.sort("inventory_due_at", 1).limit(limit)
     ]
+
+
+def touched_of(plant: str, first: date, last: date) -> list[Touched]:
+    """The days of one plant in `[first, last]` that the inventory has to count anew."""
+    between = {"$gte": first.isoformat(), "$lte": last.isoformat()}
+    wanted = {"plant": plant, "day": between, "inventory_due_at": {"$type": "date"}}
+    found = collection().find(wanted, {"meter": 1, "day": 1, "validation": 1})
+    return [
+        Touched(plant, row["meter"], date.fromisoformat(row["day"]), row["validation"])
+        for row in found
+    ]
+
+
+def several(wanted: Iterable[tuple[str, str, date]]) -> list[MeterDay]:
+    """Days by plant, meter and day, as far as there are any; one query."""
+    ids = [day_id(*one) for one in wanted]
+    return [shown(row) for row in collection().find({"_id": {"$in": ids}}, _SHOWN)]
 
 
 def counted(done: Iterable[Touched]) -> None:
@@ -188,6 +205,11 @@ def counted(done: Iterable[Touched]) -> None:
     ]
     if changes:
         collection().bulk_write(changes, ordered=False)
+
+
+def due_by(now: datetime) -> storage.Doc:
+    """The condition of a due mark. Without `$type` the planner leaves its partial index alone."""
+    return {"$type": "date", "$lte": now}
 
 
 _SHOWN = dict.fromkeys(

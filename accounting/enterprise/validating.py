@@ -18,7 +18,7 @@ from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
 from accounting import clock, storage
-from accounting.enterprise import plants, vee, workdays
+from accounting.enterprise import meterdays, plants, vee, workdays
 from accounting.enterprise.meterdays import collection, day_id, layer_of
 from accounting.enterprise.plants import Kind, Meter
 from accounting.enterprise.registers import Change
@@ -42,7 +42,7 @@ Due = tuple[Meter, list[date]]
 
 def sweep(now: datetime, limit: int = SWEEP_MAX) -> int:
     """Validate days whose wait is over, the longest waiting first; returns how many were due."""
-    wanted = {"vee_due_at": {"$lte": now}}
+    wanted = {"vee_due_at": meterdays.due_by(now)}
     found = collection().find(wanted, _WHOSE).sort("vee_due_at", 1).limit(limit)
     return _validate_all(found, patient=True)
 
