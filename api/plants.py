@@ -7,8 +7,7 @@ from typing import Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from accounting import clock
-from accounting.enterprise import plants, readings
+from accounting.enterprise import inventory, plants, readings
 from accounting.enterprise.plants import Kind, Plant
 from accounting.enterprise.readings import End, Reading
 from accounting.enterprise.refusals import REFUSALS, MalformedReading
@@ -105,10 +104,7 @@ def span_of(
     begin: date | datetime, end: date | datetime, most: int = DAYS_MAX
 ) -> tuple[datetime, datetime]:
     """A range as instants, half-open: days are inclusive. Raises `ValidationFailed`."""
-    first = begin if isinstance(begin, datetime) else clock.start_of(begin)
-    last = end if isinstance(end, datetime) else clock.start_of(end + timedelta(days=1))
-    if not first < last:
-        raise ValidationFailed("/to", "Must lie after from.", "必须晚于 from。")
+    first, last = inventory.span(begin, end)
     if last - first > timedelta(days=most):
         raise ValidationFailed("/to", f"At most {most} days.", f"最多 {most} 天。")
     return first, last

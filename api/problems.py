@@ -66,6 +66,8 @@ STATUS: dict[str, int] = {
     "approved_too_late": 409,
     "already_linked": 409,
     "plant_exists": 409,
+    "certificate_used": 409,
+    "green_power_exceeds_purchase": 409,
     "node_exists": 409,
     "meter_exists": 409,
     "change_exists": 409,
@@ -230,6 +232,11 @@ _CHINESE: tuple[tuple[str, str], ...] = (
     (r"Not a valid boolean\.", "应为 true 或 false。"),
     (r"Not a valid list\.", "应为数组。"),
     (r"Not a valid mapping type\.", "应为对象。"),
+    (r"Not a month \(YYYY-MM\)\.", "应为月份（YYYY-MM）。"),
+    (
+        r"Either material and quantity_t, or co2e_kg\.",
+        "应填写 material 与 quantity_t，或填写 co2e_kg。",
+    ),
     (r"Not a valid RFC 3339 instant with offset\.", "应为带时区偏移的 RFC 3339 时间。"),
     (r"Not a valid day \(YYYY-MM-DD\)\.", "应为日期（YYYY-MM-DD）。"),
     (

@@ -37,6 +37,14 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "task": "tanhui.validate_readings",
         "schedule": 20.0,
     },
+    "count the days of plants whose meters changed": {
+        "task": "tanhui.count_inventory",
+        "schedule": 20.0,
+    },
+    "post the days of plants that are over to the book": {
+        "task": "tanhui.post_inventory",
+        "schedule": crontab(hour=3, minute=40),
+    },
     "write down what matured and expired in quiet accounts": {
         "task": "tanhui.let_time_pass",
         "schedule": crontab(hour=0, minute=10),

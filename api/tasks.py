@@ -18,6 +18,7 @@ from accounting import (
     consent_requests,
     consents,
     events,
+    factors,
     jobs,
     outbox,
     proofs,
@@ -27,7 +28,7 @@ from accounting import (
     walks,
 )
 from accounting.clients import Kind
-from accounting.enterprise import validating
+from accounting.enterprise import inventory_days, inventory_entries, periods, validating
 from api import feed_rows, plants, schedule
 from api.bookkeeping import RULES
 from api.config import Config
@@ -96,6 +97,8 @@ SLOW = (
     "tanhui.tell_of_reads",
     "tanhui.make_bank_files",
     "tanhui.validate_readings",
+    "tanhui.count_inventory",
+    "tanhui.post_inventory",
 )
 # A sweep of notifications begins no batch after this, so that the next one finds it done.
 CARRY_S = 12.0
@@ -282,6 +285,8 @@ def sweep_half_done() -> None:
     consent_requests.sweep(now)
     greenlist.sweep(now)
     pushes.sweep()
+    inventory_entries.sweep(now - crediting.SWEEP_AFTER)
+    periods.sweep(now - crediting.SWEEP_AFTER)
 
 
 @shared_task(name="tanhui.remind_of_consents")
@@ -319,6 +324,19 @@ def make_bank_files() -> None:
 def validate_readings() -> None:
     """Validate the days of meters whose wait is over."""
     validating.sweep(clock.now())
+
+
+@shared_task(name="tanhui.count_inventory")
+def count_inventory() -> None:
+    """Count the days of plants whose validated readings changed."""
+    inventory_days.sweep(clock.now())
+
+
+@shared_task(name="tanhui.post_inventory")
+def post_inventory() -> None:
+    """Value anew what has newer factors, then post plants' days that are over to the book."""
+    inventory_days.restate(factors.shipped())
+    periods.run(clock.now())
 
 
 @shared_task(name="tanhui.keep_pools")

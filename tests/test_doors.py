@@ -121,7 +121,10 @@ def addresses(app: Flask) -> Iterator[tuple[str, str, Any]]:
     for rule in app.url_map.iter_rules():
         for endpoint, method, found in doors(app):
             if endpoint == rule.endpoint and method in (rule.methods or ()):
-                values = dict.fromkeys(rule.arguments, "1")
+                # A plant comes to its own doors.
+                values = {
+                    name: f"{PLANT}_1" if name == "plant_id" else "1" for name in rule.arguments
+                }
                 with app.test_request_context():
                     path = app.url_map.bind("localhost").build(endpoint, values)
                 yield method, path, found

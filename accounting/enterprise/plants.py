@@ -7,13 +7,14 @@ the two are never both summed.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 from typing import Any
 
 import mongoengine as me
+from pymongo import UpdateOne
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 from stdnum.cn import uscc as uscc_number
@@ -195,7 +196,8 @@ class Meter:
     """A meter. Readings are numbers in `unit` as shown, before `multiplier`.
 
     `parent` is the meter that measures this one's flow too. `interval_minutes` is 15, 30 or 60.
-    `modulus` is the number at which the register begins at zero again, as shown.
+    `modulus` is the number at which the register begins at zero again, as shown. `first_day` is the
+    earliest day anything is known of it, None before its first reading was counted.
     """
 
     plant: str
@@ -212,6 +214,7 @@ class Meter:
     modulus: Decimal = MODULUS
     shifts: tuple[Shift, ...] = ()
     changes: tuple[MeterChange, ...] = field(default=(), compare=False)
+    first_day: date | None = field(default=None, compare=False)
 
     @property
     def smallest_unit(self) -> str:
@@ -281,6 +284,12 @@ def get_plant(plant_id: str) -> Plant:
     if found is None:
         raise NotFound
     return _plant(found)
+
+
+def region_of(plant_id: str) -> str:
+    """The region whose factors a plant's purchases have."""
+    found = _plants().find_one({"_id": plant_id}, {"region": 1})
+    return found["region"] if found else REGION
 
 
 def plant_by_uscc(uscc: str) -> Plant | None:
@@ -414,6 +423,16 @@ def change_meter(plant_id: str, name: str, change: MeterChange) -> Meter:
     if not done.matched_count and change not in meter.changes:
         raise ChangeExists(meter=name)
     return meter
+
+
+def heard_since(plant_id: str, days: Mapping[str, date]) -> None:
+    """Move back the first day of meters something is known of from earlier on."""
+    changes = [
+        UpdateOne({"_id": f"{plant_id}/{name}"}, {"$min": {"first_day": day.isoformat()}})
+        for name, day in days.items()
+    ]
+    if changes:
+        _meters().bulk_write(changes, ordered=False)
 
 
 # --- figures and benchmarks ---------------------------------------------------------------------
@@ -553,6 +572,7 @@ def _meter(row: storage.Doc) -> Meter:
         changes=tuple(
             sorted((MeterChange(**one) for one in row["changes"]), key=lambda one: one.at)
         ),
+        first_day=date.fromisoformat(row["first_day"]) if row.get("first_day") else None,
     )
 
 

@@ -12,6 +12,7 @@ from accounting.clients import Kind
 from accounting.enterprise import plants
 from accounting.ids import new_id
 from api.config import Config, write_private
+from api.demo import plant as demo_plant
 from rewards import catalogue, merchants
 
 CREDENTIALS = "demo-credentials.json"
@@ -91,7 +92,9 @@ def _client(
 def _plant() -> str:
     """The demo plant; a seeding that was killed before it wrote the file left it."""
     there = plants.plant_by_uscc(PLANT_USCC)
-    return (there or plants.add_plant("示范工厂（演示）", PLANT_USCC, "industry")).id
+    made = there or plants.add_plant("示范工厂（演示）", PLANT_USCC, "industry")
+    demo_plant.seed(made.id)
+    return made.id
 
 
 def _resident(number: int) -> dict[str, str]:

@@ -3,14 +3,22 @@
 import os
 import random
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
 from accounting import book, clock, links, proofs, storage
 from accounting.book import Ask, Decision, Head, Line, Wanted
-from accounting.enterprise import editing, plants, readings, validating
+from accounting.enterprise import (
+    editing,
+    inventory_days,
+    inventory_entries,
+    periods,
+    plants,
+    readings,
+    validating,
+)
 from accounting.enterprise.plants import Kind
 from accounting.enterprise.readings import Reading
 from accounting.errors import AccountBusy, DomainError
@@ -61,6 +69,28 @@ def edit_meter(plant: str, meter: str, at: str) -> None:
     """Set one slot by hand."""
     edits = [editing.Edit(datetime.fromisoformat(at), 7_000)]
     editing.edit(plants.get_meter(plant, meter), edits, above=False, by="op", reason="first")
+
+
+def count_inventory() -> int:
+    """Count what changed at plants, as the sweep does."""
+    return inventory_days.sweep(clock.now() + timedelta(days=1))
+
+
+def post_inventory() -> int:
+    return periods.run(clock.now())
+
+
+def close_month(plant: str, month: str) -> int:
+    return periods.close(plant, month, by="gateway").revision
+
+
+def add_process(plant: str, event: str, day: str) -> int:
+    """A process emission of a day, measured as one tonne."""
+    on, tonne_mg = date.fromisoformat(day), 1_000_000_000
+    entry = inventory_entries.add_process(
+        plant, event, on, on, evidence="balance", by="gateway", co2e_mg=tonne_mg
+    )
+    return entry.amount
 
 
 def deposit_for_ever(account: str, acknowledged: str) -> None:
@@ -352,6 +382,10 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         deposit_for_ever,
         read_meter,
         edit_meter,
+        count_inventory,
+        post_inventory,
+        close_month,
+        add_process,
         carry,
         move_many,
         report,
