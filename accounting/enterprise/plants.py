@@ -21,7 +21,7 @@ from stdnum.cn import uscc as uscc_number
 
 from accounting import clock, storage
 from accounting.enterprise import carriers
-from accounting.errors import DomainError, NotFound, ValidationFailed
+from accounting.errors import AccountBusy, DomainError, NotFound, ValidationFailed
 from accounting.ids import new_id
 
 REGION = "CN-ZJ"
@@ -29,6 +29,7 @@ METERS_MAX = 2_000
 NODES_MAX = 1_000
 DEPTH_MAX = 8
 CHANGES_MAX = 50
+CHANGE_ATTEMPTS_MAX = 16
 # A register of DL/T 645 has six digits before the point.
 MODULUS = Decimal(1_000_000)
 
@@ -159,7 +160,11 @@ class Plant:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A workshop, line or piece of equipment, and what stopping it means."""
+    """A workshop, line or piece of equipment, and what stopping it means.
+
+    Once stopped it stands for `minimum_stop_minutes` at least. A node whose `value_fen_per_kwh` was
+    not told has that of the nearest node above it; 0 is told.
+    """
 
     plant: str
     node: str
@@ -170,7 +175,27 @@ class Node:
     flexible: bool = False
     minimum_stop_minutes: int = 0
     restart_cost_fen: int = 0
-    value_fen_per_kwh: int = 0
+    value_fen_per_kwh: int | None = None
+
+
+# The fields of a node that say what stopping it means; the others never change.
+STOPPING = (
+    "must_run",
+    "flexible",
+    "minimum_stop_minutes",
+    "restart_cost_fen",
+    "value_fen_per_kwh",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A node after a change; `number` counts the changes of the node."""
+
+    node: Node
+    number: int
+    before: dict[str, Any]
+    after: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +349,37 @@ def add_node(node: Node) -> Node:
 def nodes(plant_id: str) -> list[Node]:
     """All nodes of a plant, ordered by name."""
     return [_node(row) for row in _nodes().find({"plant": plant_id}).sort("_id", 1)]
+
+
+def change_stopping(
+    plant_id: str, node: str, terms: Mapping[str, Any], *, once: str | None = None
+) -> Changed:
+    """Change what stopping a node means; `terms` are fields of `STOPPING`.
+
+    The change lies in the node's own document beside what was there before, so a request that names
+    itself in `once` and comes again finds its change and makes no second one, unless another came
+    in between. Raises `NotFound`, `AccountBusy`.
+    """
+    assert terms.keys() <= {*STOPPING}, terms
+    identity = f"{plant_id}/{node}"
+    for _ in range(CHANGE_ATTEMPTS_MAX):
+        held = _nodes().find_one({"_id": identity})
+        if held is None:
+            raise NotFound
+        last = held.get("change")
+        if last and once is not None and last["once"] == once:
+            return Changed(_node(held), last["number"], last["before"], last["after"])
+        before = {name: getattr(_node(held), name) for name in STOPPING}
+        after = before | dict(terms)
+        number = last["number"] + 1 if last else 1
+        change = {"number": number, "once": once, "before": before, "after": after}
+        written = _nodes().update_one(
+            {"_id": identity, "change.number": last["number"] if last else None},
+            {"$set": {**after, "change": change}},
+        )
+        if written.matched_count:
+            return Changed(_node(held | after), number, before, after)
+    raise AccountBusy(retry_after=1)
 
 
 def below(tree: Iterable[Node], node: str) -> frozenset[str]:

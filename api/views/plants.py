@@ -26,6 +26,9 @@ from integrations import imports
 
 TEXT = validate.Length(1, 200)
 FEN_MAX = 10**15
+STOP_MINUTES_MAX = 10_080
+# The solver adds these up in doubles: a sum over a plant stays a whole number far below 2**53.
+RESTART_FEN_MAX, VALUE_FEN_MAX = 10**11, 10**6
 INTERVAL_DAYS_MAX = 100
 
 blueprint = Blueprint("plants", __name__, description="Plants and their meters")
@@ -138,9 +141,14 @@ class NodeRequest(Schema):
     parent = fields.String(allow_none=True, load_default=None, validate=NAME)
     must_run = Flag(load_default=False)
     flexible = Flag(load_default=False)
-    minimum_stop_minutes = Whole(load_default=0, validate=validate.Range(0, 10_080))
-    restart_cost_fen = Whole(load_default=0, validate=validate.Range(0, FEN_MAX))
-    value_fen_per_kwh = Whole(load_default=0, validate=validate.Range(0, FEN_MAX))
+    minimum_stop_minutes = Whole(load_default=0, validate=validate.Range(0, STOP_MINUTES_MAX))
+    restart_cost_fen = Whole(load_default=0, validate=validate.Range(0, RESTART_FEN_MAX))
+    value_fen_per_kwh = Whole(
+        allow_none=True,
+        load_default=None,
+        validate=validate.Range(0, VALUE_FEN_MAX),
+        metadata={"description": "Null or left out: that of the nearest node above it."},
+    )
 
 
 class NodeAnswer(ma.Schema):
