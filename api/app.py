@@ -7,6 +7,7 @@ from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from accounting import clock, storage, tokens, vault
 from accounting.clients import Kind
@@ -75,6 +76,11 @@ def create_app(config: Config) -> Flask:
     security.check_doors(app)
     app.extensions["openapi"] = api.spec
     _begin_nonces(app, nonces)
+    if config.proxies:
+        # Limits count the sender as our own proxies name them; what a sender adds is ignored.
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=config.proxies, x_proto=0, x_host=0
+        )
     return app
 
 

@@ -1,5 +1,6 @@
 """The `tanhui` command. Every failure is one line on stderr; exit 0 means it worked."""
 
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -24,9 +25,9 @@ from accounting import clock, proofs, storage, vault, verifying
 from accounting import factors as the_factors
 from accounting.factors import review
 from accounting.verifying import Broken, Place
-from api import grading, launch, operators, stack
+from api import grading, launch, operators, processes, stack, stores
 from api.bookkeeping import RULES
-from api.config import ConfigError
+from api.config import Config, ConfigError
 from api.operators import data_dir_option
 from footprint import versions
 from integrations.servers import LOOPBACK, ServerError
@@ -52,6 +53,34 @@ def tanhui(context: click.Context) -> None:
 def up(data_dir: Path, host: str, port: int, demo: bool) -> None:
     """Start everything and keep it running until Ctrl-C."""
     launch.up(data_dir, host=host, port=port, demo=demo)
+
+
+@tanhui.command()
+def prepare() -> None:
+    """Check the servers that MONGODB_URI and REDIS_URL name, and make every index they lack.
+
+    Run it before the parts of a new release start; run again it changes nothing.
+    """
+    config = Config.from_env(os.environ)
+    stores.check_mode(config)
+    stores.check_redis(config)
+    stores.make_indexes(config)
+    click.echo("The servers serve, and every index is there.")
+
+
+@tanhui.command()
+@click.argument("part", type=click.Choice(processes.NAMES))
+@click.option(
+    "--bind", default=f"{LOOPBACK}:8000", show_default=True, help="Where the API listens."
+)
+def run(part: str, bind: str) -> None:
+    """Run one part in the foreground, on servers that the environment names.
+
+    For whoever supervises parts on many machines; on one machine `tanhui up` does it all.
+    """
+    config = Config.from_env(os.environ)
+    config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    processes.become(part, config, bind, os.environ)
 
 
 @tanhui.command()

@@ -62,6 +62,8 @@ class Config:
     """Who may read `/metrics`, besides loopback."""
     bank_reads_per_minute: int = BANK_READS_PER_MINUTE
     """How many grades each bank may read a minute, one by one or in batches."""
+    proxies: int = 0
+    """How many proxies of ours a request comes through, each adding to `X-Forwarded-For`."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> "Config":
@@ -84,6 +86,7 @@ class Config:
             bank_reads_per_minute=read.whole(
                 "TANHUI_BANK_READS_PER_MINUTE", BANK_BATCH_MAX, BANK_READS_PER_MINUTE
             ),
+            proxies=read.whole("TANHUI_PROXIES", 0, 0),
         )
         if config.fcm_url and not is_loopback(urlsplit(config.fcm_url).hostname):
             read.wrong("TANHUI_FCM_URL must be on loopback, such as http://127.0.0.1:9199")
@@ -106,6 +109,7 @@ class Config:
             "TANHUI_PUSH_FOLDER": str(self.push_folder) if self.push_folder else None,
             "TANHUI_SMS_URL": self.sms_url,
             "TANHUI_INTERNAL_NETWORKS": ",".join(map(str, self.internal_networks)) or None,
+            "TANHUI_PROXIES": str(self.proxies) if self.proxies else None,
         }
         return {
             "MONGODB_URI": self.mongodb_uri,

@@ -6,9 +6,10 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import redis
@@ -36,51 +37,68 @@ class Parts:
     follower: Child
 
 
-def of(config: Config, door: socket.socket, keep: int) -> Parts:
-    """The processes besides the servers, not yet started."""
+API, BEAT, FOLLOWER = "api", "beat", "follower"
+NAMES = (API, *QUEUES, BEAT, FOLLOWER)
+
+
+def command(name: str, config: Config, bind: str) -> list[str]:
+    """What a part runs after `python -m`. `bind` is what gunicorn listens on."""
+    celery = ["celery", "--app", "api.worker:celery"]
+    if name == API:
+        return gunicorn("api.wsgi:app", bind, config.log_level)
+    if name == BEAT:
+        schedule = str(_schedule_file(config.data_dir))
+        return [*celery, "beat", "--schedule", schedule, "--loglevel", config.log_level]
+    if name == FOLLOWER:
+        return ["api.follower"]
+    return [
+        *(*celery, "worker", "--pool", "threads", "--concurrency", f"{WORKER_THREADS}"),
+        *("--queues", QUEUES[name], "--hostname", f"{name}@%h"),
+        *("--without-gossip", "--without-mingle", "--loglevel", config.log_level),
+    ]
+
+
+def environment(config: Config, given: Mapping[str, str]) -> dict[str, str]:
+    """What a part finds in its environment; its counters start from nothing."""
     metrics = config.data_dir / "metrics"
     shutil.rmtree(metrics, ignore_errors=True)  # Counters of processes that are gone.
-    metrics.mkdir(mode=0o700)
-    inherited = {name: value for name, value in os.environ.items() if name[:7] != "TANHUI_"}
-    environment = {
+    metrics.mkdir(mode=0o700, parents=True)
+    inherited = {name: value for name, value in given.items() if name[:7] != "TANHUI_"}
+    return {
         **inherited,
         **config.environment(),
         "PROMETHEUS_MULTIPROC_DIR": str(metrics),
         "PYTHONUNBUFFERED": "1",
     }
 
-    def child(name: str, command: list[str], *fds: int, orphaned: signal.Signals) -> Child:
+
+def become(name: str, config: Config, bind: str, given: Mapping[str, str]) -> NoReturn:
+    """Turn this process into a part, for whoever supervises it (systemd, Kubernetes, Compose)."""
+    program = [sys.executable, "-m", *command(name, config, bind)]
+    os.execve(sys.executable, program, environment(config, given))
+
+
+def of(config: Config, door: socket.socket, keep: int) -> Parts:
+    """The processes besides the servers, not yet started."""
+    env = environment(config, os.environ)
+
+    def child(name: str, *fds: int, orphaned: signal.Signals) -> Child:
         return Child(
             name,
-            [sys.executable, "-m", *command],
+            [sys.executable, "-m", *command(name, config, f"fd://{door.fileno()}")],
             config.data_dir / "log" / f"{name}.log",
-            environment=environment,
+            environment=env,
             directory=ROOT,
             keep=(keep, *fds),
             on_orphaned=orphaned,
         )
 
-    api = gunicorn("api.wsgi:app", f"fd://{door.fileno()}", config.log_level)
-    celery = ["celery", "--app", "api.worker:celery"]
-
-    def worker(name: str, queue: str) -> Child:
-        command = [
-            *(*celery, "worker", "--pool", "threads", "--concurrency", f"{WORKER_THREADS}"),
-            *("--queues", queue, "--hostname", f"{name}@%h"),
-            *("--without-gossip", "--without-mingle", "--loglevel", config.log_level),
-        ]
-        # On SIGTERM a worker finishes its tasks first; with the servers gone it never would.
-        return child(name, command, orphaned=signal.SIGKILL)
-
-    beat = [
-        *(*celery, "beat", "--schedule", str(_schedule_file(config.data_dir))),
-        *("--loglevel", config.log_level),
-    ]
     return Parts(
-        api=child("gunicorn", api, door.fileno(), orphaned=signal.SIGTERM),
-        workers=[worker(name, queue) for name, queue in QUEUES.items()],
-        beat=child("beat", beat, orphaned=signal.SIGTERM),
-        follower=child("follower", ["api.follower"], orphaned=signal.SIGKILL),
+        api=child(API, door.fileno(), orphaned=signal.SIGTERM),
+        # On SIGTERM a worker finishes its tasks first; with the servers gone it never would.
+        workers=[child(name, orphaned=signal.SIGKILL) for name in QUEUES],
+        beat=child(BEAT, orphaned=signal.SIGTERM),
+        follower=child(FOLLOWER, orphaned=signal.SIGKILL),
     )
 
 

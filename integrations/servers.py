@@ -298,7 +298,7 @@ def mongod(
         _mongod_ready,
         MONGOD_READY_SECONDS,
         keep,
-        _environment(data_dir),
+        mongod_environment(data_dir),
     )
     try:
         url = f"mongodb://{LOOPBACK}:{port}/{DATABASE}?replicaSet={REPLICA_SET}"
@@ -341,7 +341,7 @@ def redis_server(
         child.stop()
 
 
-def _environment(data_dir: Path) -> dict[str, str] | None:
+def mongod_environment(data_dir: Path) -> dict[str, str] | None:
     """What mongod needs beyond ours: a libcurl.so.4 where the system has none.
 
     A bare Debian has no libcurl; the wheel of pycurl carries one under another name. The loader

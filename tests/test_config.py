@@ -56,6 +56,7 @@ def test_a_child_reads_back_the_same_configuration(tmp_path: Path) -> None:
             "GOOGLE_APPLICATION_CREDENTIALS": str(key),
             "TANHUI_INTERNAL_NETWORKS": "10.0.0.0/8",
             "TANHUI_BANK_READS_PER_MINUTE": "500",
+            "TANHUI_PROXIES": "2",
         }
     )
     assert Config.from_env(config.environment()) == config
