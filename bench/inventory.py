@@ -5,14 +5,11 @@ Run: `python -m bench.inventory`.
 
 import random
 from datetime import timedelta
-from typing import Any
 
 from accounting import clock
 from accounting.enterprise import inventory, inventory_days, periods, validating
 from accounting.enterprise.inventory import By
-from api.numbers import read_json
-from api.plants import take_readings
-from bench.meters import FIRST, add_meters, body_of
+from bench.meters import FIRST, add_meters, body_of, take_body
 from bench.side_by_side import fresh_store, out, table, timed
 
 DAYS = 30
@@ -24,8 +21,7 @@ def main() -> None:
         add_meters("month", 100)
         chance = random.Random(3)
         for one in range(100):
-            rows: list[Any] = read_json(body_of(f"m{one}", chance, DAYS))["readings"]
-            take_readings("month", rows)
+            take_body("month", body_of(f"m{one}", chance, DAYS))
         last = FIRST + timedelta(days=DAYS - 1)
         validating.catch_up("month", FIRST, last)
         shown = table("a month of 100 meters, 3,000 meter-days", "", "ms")

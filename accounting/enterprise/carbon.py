@@ -86,14 +86,16 @@ def scope_of(carrier: str) -> int:
     return 2 if carrier in PURCHASED else 1
 
 
-def split(quantities: Sequence[int | None], worth: Factor, unit: str) -> list[int | None]:
-    """Milligrams of each quantity of a day such that they add up to those of their sum."""
+def split(quantities: Sequence[int | None], worth: Factor, unit: str) -> list[int]:
+    """Milligrams of each quantity of a day such that they add up to those of their sum.
+
+    What is missing has none.
+    """
+    exact = worth.mg_per(unit)
+    num, den = exact.numerator, exact.denominator
     upto = accumulate((one or 0 for one in quantities), initial=0)
-    marks = [_towards_zero(worth, one, unit) for one in upto]
-    return [
-        None if quantity is None else after - before
-        for quantity, (before, after) in zip(quantities, pairwise(marks), strict=True)
-    ]
+    marks = [one * num // den if one >= 0 else -(-one * num // den) for one in upto]
+    return [after - before for before, after in pairwise(marks)]
 
 
 def sets_of(factors: Iterable[Factor]) -> str:

@@ -4,7 +4,7 @@ Sums are sums of milligrams of whole meter-days, so days, months and nodes add u
 Beside every number stands how much of it was measured. A period nothing is known of has no number.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -16,6 +16,7 @@ from accounting.enterprise.boundary import Boundary
 from accounting.enterprise.inventory_days import Day, Row
 from accounting.enterprise.plants import Meter
 from accounting.enterprise.slots import SLOT, SLOTS, start_of_slot
+from accounting.enterprise.slots import Row as Values
 from accounting.errors import AccountBusy, NotFound, ValidationFailed
 from accounting.factors import Factor, Registry
 
@@ -180,6 +181,30 @@ def day_total(bounds: Boundary, day: Day, now: datetime) -> Total:
     return _Reader(day.plant, bounds, None).whole_day(day.day, day, now)
 
 
+class _Slots:
+    """One carrier's quarter hours of a day, added up over its meters."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.factors: set[str] = set()
+        self.known = [False] * SLOTS
+        self.sums = [[0] * SLOTS for _ in range(3)]
+
+    def add(self, sign: int, values: Values, co2e: Sequence[int], tce: Sequence[int]) -> None:
+        quantities = [value or 0 for value in values]
+        for place, more in enumerate((quantities, co2e, tce)):
+            held = self.sums[place]
+            self.sums[place] = [before + sign * one for before, one in zip(held, more, strict=True)]
+        self.known = [
+            before or value is not None for before, value in zip(self.known, values, strict=True)
+        ]
+
+    def lay(self, slot: int, carrier: str, total: Total) -> None:
+        if self.known[slot]:
+            quantity, co2e_mg, tce_mg = (one[slot] for one in self.sums)
+            total.add(carrier, self.unit, quantity, co2e_mg, tce_mg).factors |= self.factors
+
+
 class _Reader:
     """Adds up days of one boundary; remembers which factors it met."""
 
@@ -264,35 +289,31 @@ class _Reader:
 
     def slots(self, on: date, day: Day, now: datetime, slots: range) -> list[Total]:
         """The quarter hours of a day; those of a meter add up to its day to the milligram."""
-        totals = [Total() for _ in slots]
         signs = self.bounds.signs(on)
         over = (now - clock.start_of(on)) // SLOT
+        actual, estimated = [0] * SLOTS, [0] * SLOTS
+        by_carrier: dict[str, _Slots] = {}
         for one in meterdays.several((self.plant, name, on) for name in signs):
             row = day.rows.get(one.meter)
             if row is None or not row.actual + row.estimated:
                 continue
-            meter, sign = self.bounds.meters[one.meter], signs[one.meter]
-            ids = self._meet(meter, row, on)
+            meter = self.bounds.meters[one.meter]
+            sums = by_carrier.setdefault(meter.carrier, _Slots(meter.smallest_unit))
+            sums.factors |= self._meet(meter, row, on)
             values = inventory_days.counted_values(meter, one)
             co2e = carbon.split(values, self.used[row.factor], meter.smallest_unit)
             tce = carbon.split(values, self.used[row.tce_factor], meter.smallest_unit)
-            for total, slot in zip(totals, slots, strict=True):
-                value, co2e_mg, tce_mg = values[slot], co2e[slot], tce[slot]
-                if value is None or co2e_mg is None or tce_mg is None:
-                    continue
-                total.actual += one.quality[slot] != "E"
-                total.estimated += one.quality[slot] == "E"
-                met = total.add(
-                    meter.carrier,
-                    meter.smallest_unit,
-                    sign * value,
-                    sign * co2e_mg,
-                    sign * tce_mg,
-                )
-                met.factors |= ids
-        for total, slot in zip(totals, slots, strict=True):
-            known = total.actual + total.estimated
-            total.expected = len(signs) if slot < over else known
+            sums.add(signs[one.meter], values, co2e, tce)
+            for slot, (value, letter) in enumerate(zip(values, one.quality, strict=True)):
+                if value is not None:
+                    (estimated if letter == "E" else actual)[slot] += 1
+        totals = []
+        for slot in slots:
+            total = Total(actual=actual[slot], estimated=estimated[slot])
+            total.expected = len(signs) if slot < over else actual[slot] + estimated[slot]
+            for name, sums in by_carrier.items():
+                sums.lay(slot, name, total)
+            totals.append(total)
         self._spread(on, day, totals, slots)
         return totals
 
