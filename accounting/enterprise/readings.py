@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
+from operator import attrgetter
 
 import mongoengine as me
 import numpy as np
@@ -178,7 +179,7 @@ def take(plant_id: str, rows: Sequence[Reading | str]) -> list[End]:
     assert len(rows) <= ROWS_MAX, len(rows)
     known = _known(plant_id, {row.meter for row in rows if isinstance(row, Reading)})
     latest = clock.now() + AHEAD
-    ends: list[End | None] = [None] * len(rows)
+    ends = [_ACCEPTED] * len(rows)
     days: dict[tuple[str, date], _Laid] = {}
     for place, row in enumerate(rows):
         if isinstance(row, str):
@@ -205,7 +206,7 @@ def take(plant_id: str, rows: Sequence[Reading | str]) -> list[End]:
         return row
 
     _store(plant_id, list(days.values()), ends, sent)
-    return [end for end in ends if end is not None]
+    return ends
 
 
 def take_columns(plant_id: str, rows: Columns) -> list[End] | None:
@@ -249,9 +250,9 @@ def take_columns(plant_id: str, rows: Columns) -> list[End] | None:
                 amounts=amounts[part].tolist(),
             )
         )
-    ends: list[End | None] = [None] * len(rows.meters)
+    ends = [_ACCEPTED] * len(rows.meters)
     _store(plant_id, days, ends, rows.reading)
-    return [end for end in ends if end is not None]
+    return ends
 
 
 def _runs(ordered: npt.NDArray[np.int64]) -> list[slice]:
@@ -285,10 +286,13 @@ def _slot_of(at: datetime) -> tuple[date, int, int]:
 def _store(
     plant_id: str,
     days: Sequence[_Laid],
-    ends: list[End | None],
+    ends: list[End],
     sent: Callable[[int], Reading],
 ) -> None:
-    """Lay the rows in, a round trip to read and one to write, again for days that lost a race."""
+    """Lay the rows in, a round trip to read and one to write, again for days that lost a race.
+
+    `ends` says of each row that it was accepted, until something else becomes of it.
+    """
     writer = new_id("wrt")
     left = {day_id(plant_id, one.meter.meter, one.day): one for one in days}
     for attempt in range(ATTEMPTS_MAX):
@@ -344,9 +348,14 @@ class _Lay:
     def fresh(self) -> bool:
         return any(self.slots) or any(self.offs)
 
-    def rows(self, ends: list[End | None]) -> list[tuple[int, int, int, int]]:
+    def rows(self, ends: list[End]) -> list[tuple[int, int, int, int]]:
         """Say what becomes of each row; those in conflict are given back."""
         stored, laid, scale = self.stored, self.laid, self.laid.meter.scale
+        if not stored and not any(laid.offs) and len({*laid.registers}) == 1:
+            fresh = dict(zip(laid.slots, laid.amounts, strict=True))
+            if len(fresh) == len(laid.slots):
+                self.slots[laid.registers[0]].update(fresh)
+                return []
         channels = [stored.get(name) or _NOTHING for name in _CHANNELS]
         there_off: list[Mapping[str, int]] = [stored.get(name) or {} for name in _OFFS]
         conflicts = []
@@ -401,6 +410,8 @@ class _Lay:
             held = self.stored.get(name)
             if held and len(fresh) <= SINGLE_MAX:
                 fields |= {f"{name}.{slot}": amount for slot, amount in fresh.items()}
+            elif len(fresh) == SLOTS:
+                fields[name] = [fresh[slot] for slot in range(SLOTS)]
             elif fresh:
                 row = list(held or _NOTHING)
                 for slot, amount in fresh.items():
@@ -437,7 +448,7 @@ def conflicts_of(
 
 def accepted(ends: Iterable[End]) -> Mapping[str, int]:
     """How many rows came to each end."""
-    return Counter(end.outcome for end in ends)
+    return Counter(map(attrgetter("outcome"), ends))
 
 
 # Intervals, and readings of a register: `False` and `True` of a row's `registers`.

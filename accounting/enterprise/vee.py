@@ -103,7 +103,7 @@ class Validated:
 
     @property
     def total(self) -> int:
-        return sum(value for value in self.values if value is not None)
+        return sum(filter(None, self.values))
 
 
 def validate(
@@ -179,10 +179,14 @@ class _Work:
     # --- what was sent ---
 
     def read(self) -> None:
-        reads = self._placed("reads")
-        counted = registers.count(
-            reads, self.changes, modulus=self.terms.modulus, unit=self.terms.unit
-        )
+        counted = registers.Counted()
+        if any(day.reads is not EMPTY or day.off_reads for day in self.span):
+            reads = self._placed("reads")
+            counted = registers.count(
+                reads, self.changes, modulus=self.terms.modulus, unit=self.terms.unit
+            )
+        else:
+            reads = [None] * self.size
         self.stretches = counted.stretches
         if self.terms.register:
             for start, end, rule in counted.notes:
