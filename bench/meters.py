@@ -156,6 +156,8 @@ def backfill(uri: str, workers: int, meters: int, rounds: int) -> None:
                     marks[3] - marks[2],
                 )
                 spent = [before + part for before, part in zip(spent, parts, strict=True)]
+    sample = body_of("m0", chance)
+    parsed = [timed(lambda: json.loads(sample)) for _ in range(5)]
     each = counts[0]
     title = f"{workers} workers, {meters} meters of {BODY_DAYS} days each"
     shown = table(title, "", "readings/s", "µs a reading: workers", "server")
@@ -166,6 +168,7 @@ def backfill(uri: str, workers: int, meters: int, rounds: int) -> None:
     shown.add_row("raw PyMongo, the same documents", f"{rate(each, theirs):,.0f}", *micros[2:])
     out.print(shown)
     out.print(f"ratio of the rates: {rate(1, ours) / rate(1, theirs):.2f}")
+    out.print(f"json.loads alone, one process: {rate(BODY_DAYS * SLOTS, parsed):,.0f} readings/s")
     out.print(f"with the inventory: {rate(1, both) / rate(1, theirs):.2f}")
     out.print(f"ratio of the processor time: {sum(spent[2:]) / sum(spent[:2]):.2f}")
 
