@@ -45,6 +45,9 @@ class Type(StrEnum):
     VOUCHER_USED = "voucher.used"
     VOUCHER_REFUNDED = "voucher.refunded"
     STATEMENT_CLOSED = "statement.closed"
+    ALERT_OPENED = "alert.opened"
+    ALERT_ESCALATED = "alert.escalated"
+    ALERT_CLOSED = "alert.closed"
     WEBHOOK_DISABLED = "webhook.disabled"
 
 
@@ -59,6 +62,7 @@ TYPES_OF: dict[Kind, tuple[Type, ...]] = {
     ),
     Kind.BANK: (Type.CONSENT_WITHDRAWN, Type.GREEN_LIST_CHANGED),
     Kind.MERCHANT: (Type.VOUCHER_USED, Type.VOUCHER_REFUNDED, Type.STATEMENT_CLOSED),
+    Kind.PLANT: (Type.ALERT_OPENED, Type.ALERT_ESCALATED, Type.ALERT_CLOSED),
     Kind.OPERATOR: (
         Type.JOB_DONE,
         Type.VOUCHER_USED,

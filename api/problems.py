@@ -65,6 +65,7 @@ STATUS: dict[str, int] = {
     "nothing_proposed": 409,
     "approved_too_late": 409,
     "already_linked": 409,
+    "alert_closed": 409,
     "plant_exists": 409,
     "certificate_used": 409,
     "green_power_exceeds_purchase": 409,

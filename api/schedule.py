@@ -45,6 +45,18 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "task": "tanhui.post_inventory",
         "schedule": crontab(hour=3, minute=40),
     },
+    "look for alerts in the days of plants that changed": {
+        "task": "tanhui.watch_plants",
+        "schedule": 20.0,
+    },
+    "listen for meters that fell silent": {
+        "task": "tanhui.listen_to_meters",
+        "schedule": 300.0,
+    },
+    "look at every plant for what changes by the day": {
+        "task": "tanhui.review_plants",
+        "schedule": crontab(hour=3, minute=30),
+    },
     "write down what matured and expired in quiet accounts": {
         "task": "tanhui.let_time_pass",
         "schedule": crontab(hour=0, minute=10),

@@ -137,10 +137,10 @@ def door(
     """Declare who may call a view; the outermost decorator of the method.
 
     `scope` is what partners, merchants, banks and plants need. Operators need `operator`, or the
-    scope of the door's `area`; with `operator` they may use every plant door. `plant_scope` is for
-    plants instead of `scope`, where others come in too. `body_max` in bytes.
+    scope of the door's `area`; with `operator` they may use every door that is the plants' own.
+    `plant_scope` is for plants instead of `scope`, where others come in too. `body_max` in bytes.
     """
-    admitted = frozenset(kinds) | ({OPERATOR} if PLANT in kinds else frozenset())
+    admitted = frozenset(kinds) | ({OPERATOR} if set(kinds) == {PLANT} else frozenset())
     assert admitted, "a door admits somebody"
     assert admitted.isdisjoint({OPEN, INTERNAL}) or len(admitted) == 1, admitted
     assert scope is None or scope in clients.SCOPES, scope

@@ -29,7 +29,14 @@ from accounting import (
     walks,
 )
 from accounting.clients import Kind
-from accounting.enterprise import inventory_days, inventory_entries, periods, validating
+from accounting.enterprise import (
+    alert_reviews,
+    alerting,
+    inventory_days,
+    inventory_entries,
+    periods,
+    validating,
+)
 from api import feed_rows, plants, schedule
 from api.bookkeeping import RULES
 from api.config import Config
@@ -100,6 +107,9 @@ SLOW = (
     "tanhui.validate_readings",
     "tanhui.count_inventory",
     "tanhui.post_inventory",
+    "tanhui.watch_plants",
+    "tanhui.listen_to_meters",
+    "tanhui.review_plants",
 )
 # A sweep of notifications begins no batch after this, so that the next one finds it done.
 CARRY_S = 12.0
@@ -348,6 +358,23 @@ def post_inventory() -> None:
     """Value anew what has newer factors, then post plants' days that are over to the book."""
     inventory_days.restate(factors.shipped())
     periods.run(clock.now())
+
+
+@shared_task(name="tanhui.watch_plants")
+def watch_plants() -> None:
+    """Look for alerts in the days whose layer changed, and tell what a crash left untold."""
+    alerting.sweep(clock.now())
+
+
+@shared_task(name="tanhui.listen_to_meters")
+def listen_to_meters() -> None:
+    alerting.listen(clock.now())
+
+
+@shared_task(name="tanhui.review_plants")
+def review_plants() -> None:
+    """What alerts say once a night; a second run finds the same."""
+    alert_reviews.review(clock.now())
 
 
 @shared_task(name="tanhui.keep_pools")

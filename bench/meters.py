@@ -114,7 +114,7 @@ def raw(uri: str, documents: list[storage.Doc]) -> tuple[int, float]:
 
 def backfill(uri: str, workers: int, meters: int, rounds: int) -> None:
     chance = random.Random(8)
-    for name in ("plant", "day"), ("vee_due_at",), ("inventory_due_at",):
+    for name in ("plant", "day"), ("vee_due_at",), ("inventory_due_at",), ("alerts_due_at",):
         storage.database()["raw_meter_days"].create_index([(one, 1) for one in name])
     ours: list[float] = []
     theirs: list[float] = []

@@ -123,6 +123,9 @@ def test_each_kind_may_ask_for_its_own_events(demo: Flask, there: Receiver) -> N
     assert said(asked(data, there.url, "no.such")) == (422, "validation_failed")
     assert said(asked(data, there.url)) == (422, "validation_failed")
     assert asked(merchant, there.url, "voucher.used").status_code == 201
+    plant = machine(demo, Kind.PLANT)
+    assert asked(plant, there.url, "alert.opened", "alert.closed").status_code == 201
+    assert said(asked(plant, there.url, "voucher.used")) == (422, "validation_failed")
     at = "/v1/operator/webhooks"
     assert asked(operator, there.url, "webhook.disabled", at=at).status_code == 201
     assert said(asked(operator, there.url, "job.done")) == (403, "forbidden")
@@ -131,6 +134,7 @@ def test_each_kind_may_ask_for_its_own_events(demo: Flask, there: Receiver) -> N
     everybody = operator.get("/v1/operator/partner-webhooks?state=active").json["items"]
     assert [row["party"] for row in everybody] == [
         "operator:programme",
+        f"plant:{plant.id}",
         f"merchant:{merchant.id}",
     ]
 

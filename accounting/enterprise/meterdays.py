@@ -3,7 +3,7 @@
 The raw layer is written once: a slot that has a reading keeps it. The validated layer is a function
 of the raw layers around it and of edits, and is made anew whenever one of them changes. A raw write
 marks its day as due for validation in the same write, and a validated write marks it as due for the
-inventory, so neither queue can lose a day to a crash.
+inventory and for the alerts, so no queue can lose a day to a crash.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,6 +39,7 @@ class MeterDayDocument(me.Document):
     day = me.StringField(required=True)
     vee_due_at = me.DateTimeField()
     inventory_due_at = me.DateTimeField()
+    alerts_due_at = me.DateTimeField()
 
     meta = {
         "collection": "meter_days",
@@ -54,6 +55,11 @@ class MeterDayDocument(me.Document):
                 "fields": ["inventory_due_at"],
                 "name": "inventory_due",
                 "partialFilterExpression": {"inventory_due_at": {"$type": "date"}},
+            },
+            {
+                "fields": ["alerts_due_at"],
+                "name": "alerts_due",
+                "partialFilterExpression": {"alerts_due_at": {"$type": "date"}},
             },
         ],
     }
@@ -137,6 +143,12 @@ def days(plant: str, meters: Sequence[str], first: date, last: date) -> Iterator
             on = first + timedelta(days=number)
             row = found.get(on.isoformat())
             yield shown(row) if row else unknown(plant, meter, on)
+
+
+def of_plant(plant: str, on: date) -> list[MeterDay]:
+    """A day of all meters of a plant that are known, as last validated."""
+    found = collection().find({"plant": plant, "day": on.isoformat()}, _SHOWN)
+    return [shown(row) for row in found]
 
 
 def totals(plant: str, first: date, last: date) -> list[DayTotal]:

@@ -5,7 +5,7 @@ its meters form two trees of their own: a parent meter measures what its childre
 the two are never both summed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
@@ -30,6 +30,7 @@ NODES_MAX = 1_000
 DEPTH_MAX = 8
 CHANGES_MAX = 50
 CHANGE_ATTEMPTS_MAX = 16
+WALK = 100
 # A register of DL/T 645 has six digits before the point.
 MODULUS = Decimal(1_000_000)
 
@@ -328,6 +329,14 @@ def plants_after(after: str, limit: int) -> list[Plant]:
     return [_plant(row) for row in found]
 
 
+def everyone() -> Iterator[Plant]:
+    """Every plant, in the order of their ids."""
+    after = ""
+    while batch := plants_after(after, WALK):
+        yield from batch
+        after = batch[-1].id
+
+
 # --- nodes --------------------------------------------------------------------------------------
 
 
@@ -534,6 +543,16 @@ def benchmark(sector: str, year: int) -> Benchmark | None:
     wanted = {"sector": sector, "year": year}
     found = _benchmarks().find_one(wanted, sort=[("version", -1)])
     return _benchmark(found) if found else None
+
+
+def benchmark_versions(
+    sector: str, year: int, *, before: int | None, limit: int
+) -> list[Benchmark]:
+    """The versions of a sector and year, newest first, below a version."""
+    wanted: storage.Doc = {"sector": sector, "year": year}
+    if before is not None:
+        wanted["version"] = {"$lt": before}
+    return [_benchmark(row) for row in _benchmarks().find(wanted).sort("version", -1).limit(limit)]
 
 
 # --- rows ---------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ SWEEP_MAX = 2_000
 ATTEMPTS_MAX = 8
 PAUSE_S = 0.005
 _DAY = timedelta(days=1)
+# The queues a day joins when its validated layer changes.
+DUE_AFTER = ("inventory_due_at", "alerts_due_at")
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +231,7 @@ def _change(
         whose = {"plant": meter.plant, "meter": meter.meter, "day": day.isoformat()}
         layer = {name: one for name, one in layer_of(None, made).items() if one is not None}
         fields = {**whose, **layer, "version": 0, "passes": 1, "validation": 1}
-        fields["inventory_due_at"] = now
+        fields |= dict.fromkeys(DUE_AFTER, now)
         return UpdateOne({"_id": identity, "version": -1}, {"$set": fields}, upsert=True)
     raw = held.get("raw")
     layer = layer_of(None if raw is None else tuple(raw), made)
@@ -241,7 +243,7 @@ def _change(
         gone = {name: "" for name, one in changed.items() if one is None}
         fields["validation"] = held.get("validation", 0) + 1
         if not changed.keys().isdisjoint(("values", "quality")):
-            fields["inventory_due_at"] = now
+            fields |= dict.fromkeys(DUE_AFTER, now)
     if due:
         gone["vee_due_at"] = ""
     return UpdateOne(guard, {"$set": fields, "$unset": gone} if gone else {"$set": fields})

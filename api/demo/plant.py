@@ -1,7 +1,7 @@
-"""The demo plant: two lines, a compressor, an office, solar power on the roof, two weeks of them.
+"""The demo plant: two lines, a compressor, an office, solar power on the roof, since last month.
 
 What each quarter hour used follows from its meter and time alone, so a seeding that was killed and
-runs again sends the same.
+runs again sends the same. Yesterday the first line took a quarter more: an alert to look at.
 """
 
 import random
@@ -10,12 +10,13 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from accounting import clock
-from accounting.enterprise import plants, readings
+from accounting.enterprise import alert_days, plants, readings
 from accounting.enterprise.plants import Flow, Kind, Meter, Node, NodeKind
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT, SLOTS
 
-DAYS = 14
+HIGH = Decimal("1.25")
+CONTRACTED_KW = Decimal(1_200)
 # Ten in the evening to six: one shift is off.
 SHIFT = range(24, 88)
 
@@ -64,10 +65,16 @@ def loads(plant_id: str) -> tuple[Load, ...]:
 
 
 ROOF_KW = 600
+# Invented averages of the sector, in grams per tonne and per fen, to be held against.
+AVERAGES = {
+    "product": Decimal(340_000),
+    "added_value": Decimal("1.1"),
+    "tax": Decimal(4),
+}
 
 
 def seed(plant_id: str) -> None:
-    """Nodes, meters, and readings of the two weeks before now. Safe to repeat."""
+    """Nodes, meters, a month's figures, and readings since it began. Safe to repeat."""
     plants.add_node(Node(plant_id, "melt", NodeKind.WORKSHOP, "熔炼车间"))
     there = loads(plant_id)
     for one in there:
@@ -77,13 +84,31 @@ def seed(plant_id: str) -> None:
     plants.add_meter(_meter(plant_id, "roof", ROOF_KW, Flow.GENERATION))
     now = clock.now()
     today = clock.city_day(now)
+    month = clock.add_months(clock.month_of(today), -1)
+    _tell(plant_id, month)
+    days = (today - clock.first_day(month)).days
     rows = [
         row
-        for number in range(DAYS, -1, -1)
+        for number in range(days, -1, -1)
         for row in _day(there, today - timedelta(days=number), now)
     ]
     for place in range(0, len(rows), readings.ROWS_MAX):
         readings.take(plant_id, rows[place : place + readings.ROWS_MAX])
+
+
+def _tell(plant_id: str, month: str) -> None:
+    """What the plant made and paid last month, what it contracted, and what others come to."""
+    alert_days.set_limit(plant_id, None, CONTRACTED_KW)
+    plants.add_figures(
+        plant_id,
+        month,
+        output=Decimal(560),
+        output_unit="t",
+        added_value_fen=210_000_000,
+        tax_fen=31_000_000,
+    )
+    sector = plants.get_plant(plant_id).sector
+    plants.add_benchmark(sector, int(month[:4]), AVERAGES, "demo")
 
 
 def _meter(plant_id: str, node: str, rated_kw: int, flow: Flow) -> Meter:
@@ -106,9 +131,11 @@ def _day(there: tuple[Load, ...], on: date, now: datetime) -> list[Reading]:
     for one in there:
         chance = random.Random(f"{one.node.node}/{on}")
         weekend = on.isoweekday() == 7
+        yesterday = on == clock.city_day(now) - timedelta(days=1)
+        more = HIGH if yesterday and one.node.node == "line-1" else 1
         for slot in range(over):
             kw = one.busy_kw if slot in SHIFT and not weekend else one.idle_kw
-            rows.append(_reading(one.node.node, on, slot, Decimal(kw) * _noise(chance)))
+            rows.append(_reading(one.node.node, on, slot, more * kw * _noise(chance)))
     chance = random.Random(f"roof/{on}")
     sky = Decimal(chance.randint(35, 95)) / 100
     for slot in range(over):

@@ -18,7 +18,7 @@ from api.numbers import Instant, Schema, Whole
 from api.openapi import Blueprint, View, refuses
 from api.paging import PageQuery, newest, page_of
 from api.problems import Invalid
-from api.security import BANK, DATA, MERCHANT, OPERATOR, caller, door
+from api.security import BANK, DATA, MERCHANT, OPERATOR, PLANT, caller, door
 from integrations import webhook_targets, webhooks
 
 CURSOR_MAX = 2**53
@@ -27,7 +27,7 @@ ALL_TYPES = sorted({str(type_) for types in TYPES_OF.values() for type_ in types
 
 class WebhookRequest(Schema):
     """Data partners: `activity.*`, `bill.*`, `bills.*`, `job.done`. Banks: `consent.*`,
-    `green_list.*`. Merchants: `voucher.*`, `statement.closed`.
+    `green_list.*`. Merchants: `voucher.*`, `statement.closed`. Plants: `alert.*`.
     """
 
     url = fields.String(required=True, validate=validate.Length(1, URL_CHARS_MAX))
@@ -250,7 +250,7 @@ def _blueprint(name: str, prefix: str, guard: Callable[[View], View]) -> Bluepri
     return blueprint
 
 
-blueprint = _blueprint("webhooks", "/v1/webhooks", door(DATA, BANK, MERCHANT))
+blueprint = _blueprint("webhooks", "/v1/webhooks", door(DATA, BANK, MERCHANT, PLANT))
 operators_blueprint = _blueprint(
     "operator_webhooks", "/v1/operator/webhooks", door(OPERATOR, area="partners")
 )

@@ -11,6 +11,8 @@ from typing import Any
 from accounting import book, clock, links, proofs, storage
 from accounting.book import Ask, Decision, Head, Line, Wanted
 from accounting.enterprise import (
+    alerting,
+    alerts,
     editing,
     inventory_days,
     inventory_entries,
@@ -19,6 +21,7 @@ from accounting.enterprise import (
     readings,
     validating,
 )
+from accounting.enterprise.alerts import Why
 from accounting.enterprise.plants import Kind
 from accounting.enterprise.readings import Reading
 from accounting.errors import AccountBusy, DomainError
@@ -91,6 +94,14 @@ def add_process(plant: str, event: str, day: str) -> int:
         plant, event, on, on, evidence="balance", by="gateway", co2e_mg=tonne_mg
     )
     return entry.amount
+
+
+def look_for_alerts() -> int:
+    return alerting.sweep(clock.now() + 2 * readings.DEBOUNCE)
+
+
+def close_alert(plant: str, alert: str) -> bool:
+    return alerts.close(alerts.get(plant, alert), Why.NORMAL) is not None
 
 
 def deposit_for_ever(account: str, acknowledged: str) -> None:
@@ -386,6 +397,8 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         post_inventory,
         close_month,
         add_process,
+        look_for_alerts,
+        close_alert,
         carry,
         move_many,
         report,
