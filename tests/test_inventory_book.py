@@ -16,16 +16,18 @@ from accounting.clients import Kind as ClientKind
 from accounting.enterprise import (
     inventory,
     inventory_book,
+    inventory_days,
     inventory_entries,
     periods,
     plants,
     readings,
+    validating,
 )
 from accounting.enterprise.inventory_entries import CertificateUsed, Evidence, MoreThanBought
 from accounting.enterprise.plants import Kind, Meter, Node, NodeKind
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT
-from accounting.errors import KeyReused
+from accounting.errors import KeyReused, ValidationFailed
 from accounting.verifying import check
 from api.bookkeeping import RULES
 
@@ -124,6 +126,30 @@ def test_a_run_that_is_killed_is_finished_by_the_next(crew: Crew, step: Death) -
     assert crew.run("post_inventory", step) == KILLED
     assert periods.run(clock.now()) == 1
     assert posted() == [("2023-06-01", MG)]
+    proven()
+
+
+def test_a_main_meter_heard_earlier_than_known_is_posted_through_a_death(crew: Crew) -> None:
+    """On the second day the line alone is known: its sum ends when the main meter covers it."""
+    last = date(2023, 6, 3)
+    plants.add_node(Node("p", "line", NodeKind.LINE))
+    plants.add_meter(Meter("p", "l", "electricity", Kind.INTERVAL, "kWh", node="line"))
+    for day in (DAY, NEXT, last):
+        told = [Reading("l", clock.start_of(day), Decimal(5), Kind.INTERVAL)]
+        readings.take("p", told)
+    send(0, 8, last)
+    inventory.for_period("p", DAY, last)
+    periods.run(clock.now())
+    assert [mg for _, mg in posted()] == [5 * MG, 5 * MG, 8 * MG]
+    readings.take("p", [Reading("m", clock.start_of(DAY), Decimal(9), Kind.INTERVAL)])
+    validating.catch_up("p", DAY, last)
+    step = Death("accounting.enterprise.plants:heard_since", "after")
+    assert crew.run("count_inventory", step) == KILLED
+    inventory_days.catch_up("p", DAY, last)
+    with clock.travel(timedelta(hours=1)):
+        periods.run(clock.now())
+    assert sum(mg for day, mg in posted() if day == "2023-06-01") == 9 * MG
+    assert sum(mg for day, mg in posted() if day == "2023-06-02") == 0
     proven()
 
 
@@ -237,6 +263,15 @@ def test_a_process_emission_counts_evenly_on_its_days() -> None:
     proven()
 
 
+def test_more_entries_than_a_day_can_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory_entries, "LIVE_MAX", 2)
+    limestone("e1")
+    limestone("e2")
+    with pytest.raises(ValidationFailed):
+        limestone("e3")
+    assert limestone("e2").number == 1
+
+
 def test_entries_at_once_are_all_counted() -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda number: limestone(f"e{number % 3}"), range(6)))
@@ -263,10 +298,6 @@ def test_an_entry_that_is_killed_half_way_is_counted_by_the_sweep(crew: Crew, st
 
 
 def green(kwh: int, plant: str = "p", certificate: str = "gec-1", last: date = NEXT) -> Any:
-    def bought(first: date, last: date) -> int:
-        found = inventory.for_period(plant, first, last).total.by_carrier
-        return found["electricity"].quantity if found else 0
-
     return inventory_entries.add_green_power(
         plant,
         certificate,
@@ -276,7 +307,6 @@ def green(kwh: int, plant: str = "p", certificate: str = "gec-1", last: date = N
         evidence_kind=Evidence.CERTIFICATE,
         evidence="registry page",
         by="gateway",
-        bought_wh=bought,
     )
 
 

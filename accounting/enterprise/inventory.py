@@ -33,7 +33,7 @@ class By(StrEnum):
 
 
 # The longest range in days: slots and hours are read meter by meter.
-DAYS_MAX: Mapping[By, int] = {By.SLOT: 7, By.HOUR: 31, By.DAY: 400, By.MONTH: 1_100}
+DAYS_MAX: Mapping[By, int] = {By.SLOT: 31, By.HOUR: 31, By.DAY: 400, By.MONTH: 1_100}
 
 
 @dataclass(slots=True)
@@ -354,7 +354,7 @@ def _period(on: date, slot: int, by: By) -> str:
     if by is By.DAY:
         return on.isoformat()
     at = start_of_slot(on, slot if by is By.SLOT else slot // 4 * 4)
-    return at.astimezone(clock.CITY).isoformat()
+    return f"{at:%Y-%m-%dT%H:%M:%S.000Z}"
 
 
 def share(part: int, whole: int) -> Decimal:

@@ -73,7 +73,10 @@ class InventoryDayDocument(me.Document):
 
 @storage.indexed
 class InventoryRunDocument(me.Document):
-    """How many times the numbers of a plant have changed."""
+    """How many times the numbers of a plant have changed, and from when on its days are unmarked.
+
+    `covers_from` is there while days wait to be marked because meters cover others from then on.
+    """
 
     id = me.StringField(primary_key=True)
 
@@ -242,11 +245,24 @@ def _hear(
                 earlier[one.meter] = on
     if not earlier:
         return
+    since = min(earlier.values()).isoformat()
+    # Kept until the days are marked: a crash in between must not leave them as they were posted.
+    _runs().update_one({"_id": plant_id}, {"$min": {"covers_from": since}}, upsert=True)
     plants.heard_since(plant_id, earlier)
-    since = [meters[name].first_day for name in earlier]
-    last = f"{plant_id}0" if None in since else day_id(plant_id, max(day for day in since if day))
-    wanted = {"_id": {"$gte": day_id(plant_id, min(earlier.values())), "$lt": last}}
+    _mark(plant_id, since)
+
+
+def mark_covered() -> None:
+    """Mark the days whose sums changed with what covers what, where a crash kept that back."""
+    for row in _runs().find({"covers_from": {"$exists": True}}):
+        _mark(row["_id"], row["covers_from"])
+
+
+def _mark(plant_id: str, since: str) -> None:
+    """Let every day from one on be due for the book: what is summed on it may have changed."""
+    wanted = {"_id": {"$gte": f"{plant_id}/{since}", "$lt": f"{plant_id}0"}}
     collection().update_many(wanted, {"$set": {"due_at": clock.now()}, "$inc": {"version": 1}})
+    _runs().update_one({"_id": plant_id, "covers_from": since}, {"$unset": {"covers_from": ""}})
 
 
 def row_of(meter: Meter, one: MeterDay, region: str, registry: Registry) -> Row:

@@ -8,7 +8,7 @@ is taken back.
 An entry marks itself as due until its days are counted, so a crash between leaves it to the sweep.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -20,7 +20,7 @@ from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
 from accounting import claims, clock, factors, storage, sweeping
-from accounting.enterprise import carbon, inventory_days, meterdays, plants
+from accounting.enterprise import carbon, inventory, inventory_days, meterdays, plants
 from accounting.enterprise.inventory_days import Day, Process
 from accounting.errors import DomainError, KeyReused, NotFound, ValidationFailed
 from accounting.factors import PROCESS_SET, Series
@@ -28,8 +28,8 @@ from accounting.proration import Use
 
 DAYS_MAX = 366
 SWEEP_MAX = 200
-# Entries of a plant whose days meet; more are refused.
-LIVE_MAX = 2_000
+# Entries of a plant that share days; more are refused.
+LIVE_MAX = 200
 _CERTIFICATE = "green_certificate"
 _DAY = timedelta(days=1)
 
@@ -193,12 +193,11 @@ def add_green_power(
     evidence_kind: Evidence,
     evidence: str,
     by: str,
-    bought_wh: Callable[[date, date], int],
 ) -> Entry:
     """Record green power that a plant bought, by the id of its certificate or contract.
 
-    `bought_wh` says what power is known to be bought in a span. Raises `CertificateUsed`,
-    `MoreThanBought`, `KeyReused` for the same certificate with other content.
+    Raises `CertificateUsed`, `MoreThanBought`, `KeyReused` for the same certificate with other
+    content.
     """
     entry = Entry(
         plant=plant_id,
@@ -215,13 +214,19 @@ def add_green_power(
     _check_span(entry)
     known = _of_event(plant_id, certificate)
     if not known or known[-1].taken_back is not None:
-        bought, green = bought_wh(first, last), _green_within(plant_id, first, last) + wh
+        bought, green = _bought(plant_id, first, last), _green(plant_id, first, last) + wh
         if green > bought:
             raise MoreThanBought(bought_kwh=bought // 1_000, green_kwh=green // 1_000)
     return _add(entry)
 
 
-def _green_within(plant_id: str, first: date, last: date) -> int:
+def _bought(plant_id: str, first: date, last: date) -> int:
+    """The watt-hours a plant is known to have bought."""
+    by_carrier = inventory.for_period(plant_id, first, last).total.by_carrier
+    return by_carrier[carbon.ELECTRICITY].quantity if carbon.ELECTRICITY in by_carrier else 0
+
+
+def _green(plant_id: str, first: date, last: date) -> int:
     live = _live(plant_id, first, last, Kind.GREEN_POWER)
     return sum(one.over.within(first, last).__ceil__() for one in live)
 
@@ -272,6 +277,10 @@ def _add(entry: Entry) -> Entry:
             break
         if known and known[-1].taken_back is None:
             raise KeyReused(key=entry.event)
+        if len(_live(entry.plant, entry.first_day, entry.last_day)) >= LIVE_MAX:
+            raise ValidationFailed(
+                "/from", "Too many entries on these days.", "这些日期的记录过多。"
+            )
         entry = replace(entry, number=len(known) + 1)
         if entry.kind is Kind.GREEN_POWER:
             _claim(entry)
@@ -329,7 +338,6 @@ def _laid(plant_id: str, held: Sequence[Day]) -> list[Day]:
     """Days with the parts of all entries that count on them now."""
     first, last = held[0].day, held[-1].day
     live = _live(plant_id, first, last)
-    assert len(live) <= LIVE_MAX, f"{plant_id} has {len(live)} entries from {first} to {last}"
     return [
         replace(
             day,
@@ -358,8 +366,10 @@ def _live(plant_id: str, first: date, last: date, kind: Kind | None = None) -> l
     }
     if kind is not None:
         wanted["kind"] = kind.value
-    found = _entries().find(wanted).sort("_id", 1).limit(LIVE_MAX + 1)
-    return [_entry(row) for row in found]
+    # Some may have come at once, each the last that there was room for.
+    found = [_entry(row) for row in _entries().find(wanted).sort("_id", 1).limit(2 * LIVE_MAX)]
+    assert len(found) < 2 * LIVE_MAX, f"{plant_id} has too many entries from {first} to {last}"
+    return found
 
 
 def _document(entry: Entry) -> storage.Doc:

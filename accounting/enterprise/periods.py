@@ -135,6 +135,7 @@ def is_closed(plant_id: str, month: str) -> bool:
 
 def run(now: datetime) -> int:
     """Post what is over to the book, and revise closed months; returns how many days were due."""
+    inventory_days.mark_covered()
     count = 0
     while True:
         found = inventory_book.due(now, TOGETHER_MAX)

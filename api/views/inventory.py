@@ -101,8 +101,8 @@ class Emissions(MethodView):
     def get(self, wanted: dict[str, Any], plant_id: str) -> dict[str, Any]:
         """CO2e and coal equivalent by slot, hour, day or month, of the plant or one of its nodes
 
-        What was sent a moment ago is in it. Coal equivalent is calorific. At most 7 days by slot,
-        31 by hour, 400 by day, 1,100 by month.
+        What was sent a moment ago is in it. Coal equivalent is calorific. At most 31 days by slot
+        or hour, 400 by day, 1,100 by month.
         """
         own_plant(plant_id)
         found = inventory.for_period(

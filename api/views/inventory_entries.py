@@ -1,6 +1,5 @@
 """What a plant's meters cannot say (process emissions, green power), and its closed months."""
 
-from datetime import date
 from decimal import Decimal
 from typing import Any
 
@@ -9,8 +8,7 @@ from flask.views import MethodView
 from marshmallow import fields, validate
 
 from accounting import audit
-from accounting.enterprise import inventory, inventory_entries, periods
-from accounting.enterprise.carbon import ELECTRICITY
+from accounting.enterprise import inventory_entries, periods
 from accounting.enterprise.inventory_entries import Entry, Evidence, Kind
 from accounting.enterprise.periods import Revision
 from api.idempotency import idempotent
@@ -190,11 +188,6 @@ class GreenPower(MethodView):
     def post(self, wanted: dict[str, Any], plant_id: str) -> dict[str, Any]:
         """Record green power that was bought; a certificate counts once in the city"""
         own_plant(plant_id)
-
-        def bought_wh(first: date, last: date) -> int:
-            found = inventory.for_period(plant_id, first, last).total.by_carrier
-            return found[ELECTRICITY].quantity if ELECTRICITY in found else 0
-
         entry = inventory_entries.add_green_power(
             plant_id,
             wanted["certificate"],
@@ -204,7 +197,6 @@ class GreenPower(MethodView):
             evidence_kind=Evidence(wanted["evidence_kind"]),
             evidence=wanted["evidence"],
             by=caller().id,
-            bought_wh=bought_wh,
         )
         _note("green power recorded", entry)
         return _entry(entry)
