@@ -29,7 +29,7 @@ FIELDS = {
 GROUPS = 5
 _HEAD = re.compile(rf'{WHITE}\{{{WHITE}"readings"{WHITE}:{WHITE}\[{WHITE}')
 _TAIL = re.compile(rf"{WHITE}\]{WHITE}\}}{WHITE}")
-_COMMA, _LINE_END, _NOTHING = map(re.compile, (f"{WHITE},{WHITE}", r"[ \t\r]*\n", WHITE))
+_COMMA = re.compile(f"{WHITE},{WHITE}")
 # The first row: names, the colon and comma with what blanks the sender puts around them.
 _NAME, _VALUE = '"(meter|at|value|kind)"', '(?:"[^"]*"|[^",}]*)'
 _FIRST = re.compile(
@@ -72,19 +72,11 @@ def plain_body(raw: bytes) -> dict[str, Any] | None:
     head = _HEAD.match(text)
     if head is None:
         return None
-    found = _columns(text, head.end(), _COMMA, _TAIL)
+    found = _columns(text, head.end())
     return None if found is None else {"readings": PlainReadings(found)}
 
 
-def plain_lines(text: str) -> PlainReadings | None:
-    """Lines of NDJSON that are all plain readings; None if one is anything else."""
-    found = _columns(text, 0, _LINE_END, _NOTHING)
-    return None if found is None else PlainReadings(found)
-
-
-def _columns(
-    text: str, begin: int, between: re.Pattern[str], tail: re.Pattern[str]
-) -> Columns | None:
+def _columns(text: str, begin: int) -> Columns | None:
     first = _FIRST.match(text, begin)
     if first is None:
         return None
@@ -94,9 +86,9 @@ def _columns(
     # Whoever writes ten thousand rows writes them all alike.
     parts = _row(order, first[2], first[3]).split(text[begin:])
     gaps = {*parts[GROUPS + 1 : -1 : GROUPS + 1]}
-    if parts[0] or not tail.fullmatch(parts[-1]):
+    if parts[0] or not _TAIL.fullmatch(parts[-1]):
         return None
-    if not all(between.fullmatch(gap) for gap in gaps):
+    if not all(_COMMA.fullmatch(gap) for gap in gaps):
         return None
     taken = {
         name: parts[place :: GROUPS + 1] for place, name in enumerate(_group_names(order), start=1)

@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,7 +16,7 @@ from accounting import clock, storage
 from accounting.enterprise import plants, readings
 from accounting.enterprise.plants import Kind, Meter
 from api.numbers import read_json
-from api.plain_readings import FIELDS, plain_body, plain_lines
+from api.plain_readings import FIELDS, plain_body
 from api.plants import readings_of, take_readings
 
 NOON = datetime(2026, 5, 20, 4, tzinfo=UTC)
@@ -102,14 +104,6 @@ def test_whatever_is_not_exactly_plain_is_left_to_json(body: str) -> None:
     assert plain_body(body.encode()) is None
 
 
-def test_lines_of_a_file_may_be_plain_too() -> None:
-    lines = "\n".join(json.dumps(PLAIN) for _ in range(3))
-    found = plain_lines(lines + "\n")
-    assert found is not None
-    assert len(found) == 3
-    assert plain_lines(lines + "\n{}\n") is None
-
-
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.usefixtures("app")
 def test_columns_end_as_the_same_rows_one_by_one(seed: int) -> None:
@@ -142,6 +136,37 @@ def test_columns_end_as_the_same_rows_one_by_one(seed: int) -> None:
         for plant in ("columns", "single")
     )
     assert one == other != []
+
+
+@pytest.mark.usefixtures("app")
+def test_two_gateways_that_send_the_same_days_at_once_are_one() -> None:
+    plants.add_meter(Meter("p", "m", "electricity", Kind.INTERVAL, "kWh"))
+    begin = clock.start_of(date(2026, 5, 10))
+    sent = [
+        {
+            "meter": "m",
+            "at": (begin + timedelta(minutes=15 * slot)).isoformat(),
+            "value": str(slot),
+            "kind": "interval",
+        }
+        for slot in range(5 * 96)
+    ]
+    # Both send everything, from either end, in bodies that cut the days at other slots.
+    parts = [sent[place : place + 70] for place in range(0, len(sent), 70)]
+    others = [sent[::-1][place : place + 50] for place in range(0, len(sent), 50)]
+
+    def send(part: list[dict[str, Any]]) -> list[str]:
+        found = plain_body(text_of(part).encode())
+        assert found is not None
+        ends = readings.take_columns("p", found["readings"].columns)
+        assert ends is not None
+        return [end.outcome for end in ends]
+
+    with clock.stand(NOON), ThreadPoolExecutor(8) as pool:
+        told = Counter(one for ends in pool.map(send, [*parts, *others]) for one in ends)
+    assert told == {"accepted": len(sent), "duplicate": len(sent)}
+    days = storage.database()["meter_days"].find({"plant": "p"}).sort("day", 1)
+    assert [one for day in days for one in day["raw"]] == [slot * 1_000 for slot in range(5 * 96)]
 
 
 def _row(chance: random.Random) -> dict[str, Any]:
