@@ -16,7 +16,14 @@ from datetime import date, timedelta
 from decimal import Decimal
 
 from accounting import clock, storage, vault
-from accounting.enterprise import inventory_days, meterdays, plants, readings, validating
+from accounting.enterprise import (
+    alerting,
+    inventory_days,
+    meterdays,
+    plants,
+    readings,
+    validating,
+)
 from accounting.enterprise.meterdays import collection
 from accounting.enterprise.plants import Kind, Meter
 from accounting.enterprise.slots import SLOT, SLOTS
@@ -89,11 +96,13 @@ def work(uri: str, plant: str, bodies: list[bytes]) -> tuple[int, float]:
 
 
 def count_up(uri: str, plant: str) -> tuple[int, float]:
-    """Energy and carbon of the days that were validated; CPU seconds."""
+    """Energy, carbon and alerts of the days that were validated; CPU seconds."""
     start(uri)
     began = time.process_time()
-    last = FIRST + timedelta(days=BODY_DAYS - 1)
-    return inventory_days.catch_up(plant, FIRST, last), time.process_time() - began
+    days = [FIRST + timedelta(days=number) for number in range(BODY_DAYS)]
+    count = inventory_days.catch_up(plant, days[0], days[-1])
+    alerting.evaluate(plant, days)
+    return count, time.process_time() - began
 
 
 def server_s() -> float:
@@ -164,12 +173,12 @@ def backfill(uri: str, workers: int, meters: int, rounds: int) -> None:
     micros = [f"{1e6 * one / sum(counts):.1f}" for one in spent]
     shown.add_row("ours, from bytes to validated days", f"{rate(each, ours):,.0f}", *micros[:2])
     both = [one + other for one, other in zip(ours, counting, strict=True)]
-    shown.add_row("ours, with the inventory", f"{rate(each, both):,.0f}", "", "")
+    shown.add_row("ours, with inventory and alerts", f"{rate(each, both):,.0f}", "", "")
     shown.add_row("raw PyMongo, the same documents", f"{rate(each, theirs):,.0f}", *micros[2:])
     out.print(shown)
     out.print(f"ratio of the rates: {rate(1, ours) / rate(1, theirs):.2f}")
     out.print(f"json.loads alone, one process: {rate(BODY_DAYS * SLOTS, parsed):,.0f} readings/s")
-    out.print(f"with the inventory: {rate(1, both) / rate(1, theirs):.2f}")
+    out.print(f"with inventory and alerts: {rate(1, both) / rate(1, theirs):.2f}")
     out.print(f"ratio of the processor time: {sum(spent[2:]) / sum(spent[:2]):.2f}")
 
 

@@ -19,7 +19,7 @@ from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
 from accounting import storage
-from accounting.enterprise import alert_rules, meterdays, plants, validating
+from accounting.enterprise import alert_rules, meterdays, plants, validating, workdays
 from accounting.enterprise.alert_rules import DayFigures, Rule, Severity, SlotVerdict
 from accounting.enterprise.meterdays import MeterDay
 from accounting.enterprise.plants import Flow, Meter, Node
@@ -244,7 +244,8 @@ def _sum(
 
 
 def _figures(day: date, series: Series, values: Row, quality: str) -> DayFigures:
-    weekday = day.isoweekday()
+    # A holiday has the shifts and the baseline of a Sunday.
+    weekday = workdays.kind_of(day)
     shifts = series.schedule.get(weekday, frozenset())
     calendar = any(series.schedule.values())
 
