@@ -163,47 +163,40 @@ def _preview(wanted: dict[str, Any]) -> tuple[str, bool]:
     return queue_preview(wanted["draft"], month_of_preview(wanted.get("month"))).id, False
 
 
-def _proof(_: dict[str, Any]) -> tuple[str, bool]:
-    job = proofs.queue(caller().id)
-    audit.note(caller().id, "proof asked for", job.id)
+def _queued(job: Job, said: str) -> tuple[str, bool]:
+    """Note that it was asked for, and give it to a worker."""
+    audit.note(caller().id, said, job.id)
     tasks.nudge(tasks.run_job, job.id)
     return job.id, False
+
+
+def _proof(_: dict[str, Any]) -> tuple[str, bool]:
+    return _queued(proofs.queue(caller().id), "proof asked for")
 
 
 def _projections(wanted: dict[str, Any]) -> tuple[str, bool]:
-    job = upkeep.queue(caller().id, rebuild=wanted.get("rebuild", False))
-    audit.note(caller().id, "projections asked for", job.id)
-    tasks.nudge(tasks.run_job, job.id)
-    return job.id, False
+    return _queued(
+        upkeep.queue(caller().id, rebuild=wanted.get("rebuild", False)), "projections asked for"
+    )
 
 
 def _let_time_pass(_: dict[str, Any]) -> tuple[str, bool]:
-    job = passing.queue(caller().id)
-    audit.note(caller().id, "maturing and expiry asked for", job.id)
-    tasks.nudge(tasks.run_job, job.id)
-    return job.id, False
+    return _queued(passing.queue(caller().id), "maturing and expiry asked for")
 
 
 def _settle(wanted: dict[str, Any]) -> tuple[str, bool]:
-    job = settlement.ask(wanted.get("from_"), wanted.get("to"), caller().id)
-    audit.note(caller().id, "settlement asked for", job.id)
-    tasks.nudge(tasks.run_job, job.id)
-    return job.id, False
+    return _queued(
+        settlement.ask(wanted.get("from_"), wanted.get("to"), caller().id), "settlement asked for"
+    )
 
 
 def _regrade(_: dict[str, Any]) -> tuple[str, bool]:
     """Not the scheduled grading of the month: it counts towards no fall."""
-    job = regrading.queue(caller().id)
-    audit.note(caller().id, "grading of everybody asked for", job.id)
-    tasks.nudge(tasks.run_job, job.id)
-    return job.id, False
+    return _queued(regrading.queue(caller().id), "grading of everybody asked for")
 
 
 def _liability(_: dict[str, Any]) -> tuple[str, bool]:
-    job = liability.queue(caller().id)
-    audit.note(caller().id, "liability asked for", job.id)
-    tasks.nudge(tasks.run_job, job.id)
-    return job.id, False
+    return _queued(liability.queue(caller().id), "liability asked for")
 
 
 START = {
