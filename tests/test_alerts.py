@@ -18,12 +18,15 @@ from accounting.enterprise import (
     alert_reviews,
     alerting,
     alerts,
+    budget_plans,
+    inventory_days,
     plants,
     readings,
     validating,
 )
 from accounting.enterprise.alert_rules import Rule, Severity
 from accounting.enterprise.alerts import Alert, AlertClosed, Finding, State, Subject, Why
+from accounting.enterprise.budget import Measure, Plan
 from accounting.enterprise.plants import Flow, Kind, Meter, Node, NodeKind, Shift
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT, SLOTS
@@ -307,6 +310,34 @@ def test_a_month_with_gaps(plant: str) -> None:
     [alert] = [one for one in alerts.live(plant) if one.rule is Rule.QUALITY]
     assert alert.subject == Subject(meter="m")
     assert (alert.facts["actual"], alert.facts["expected"]) == (9 * 94 + 4, 960)
+
+
+def test_a_budget_that_will_not_do(plant: str) -> None:
+    """35 days of 96 kWh are 3,360 of 4,000 kWh, 84 %; May alone 1,824 of 4,000 x 31/365 = 339."""
+    usual(plant)
+    inventory_days.sweep(clock.now() + DAY)
+    rules = {Rule.BUDGET, Rule.FORECAST, Rule.SURPLUS}
+
+    def review(plan_kwh: int) -> set[tuple[Rule, str | None, Severity]]:
+        budget_plans.tell(plant, Plan(2026, {Measure.ENERGY: plan_kwh * 1_000}))
+        judged = alert_reviews.budgeted(plants.get_plant(plant), clock.now())
+        alert_reviews.settle(plant, rules, judged)
+        return {(one.rule, one.subject.of, one.severity) for one in alerts.live(plant)}
+
+    assert review(4_000) == {
+        (Rule.BUDGET, "energy_wh", Severity.NOTICE),
+        (Rule.BUDGET, "energy_wh month", Severity.CRITICAL),
+        (Rule.FORECAST, "energy_wh", Severity.WARNING),
+    }
+    assert review(4_000) == review(4_000)
+    # A plan of 100,000 kWh has room for 365 x 96 = 35,040, and closes all three.
+    assert review(100_000) == set()
+    assert {one.why_closed for one in alerts.listed(plant, None, before=None, limit=10)} == {
+        Why.NORMAL
+    }
+    # On the first of July it is known what the half-year left: over a tenth of 49,589 kWh.
+    with clock.travel(datetime(2026, 6, 30, 17, tzinfo=UTC) - NIGHT):
+        assert review(100_000) == {(Rule.SURPLUS, "energy_wh", Severity.INFORMATION)}
 
 
 # --- one of many --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What alerts look at once a night: data quality.
+"""What alerts look at once a night: data quality, the label, the budget.
 
 Each review says of every subject it could judge what it found, or that nothing is wrong; what it
 could not judge stays as it is. A second review of a night finds the same.
@@ -7,17 +7,29 @@ could not judge stays as it is. A second review of a night finds the same.
 import logging
 from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime, timedelta
+from fractions import Fraction
 
 from accounting import clock
-from accounting.enterprise import alert_days, alert_rules, alerts, plants
-from accounting.enterprise.alert_rules import Rule, Verdict
+from accounting.enterprise import (
+    alert_days,
+    alert_rules,
+    alerts,
+    budget_plans,
+    budgets,
+    labels,
+    plants,
+)
+from accounting.enterprise.alert_rules import Rule, Severity, Verdict
 from accounting.enterprise.alerts import Finding, Subject, Why
+from accounting.enterprise.label_rules import Label
 from accounting.enterprise.plants import Plant
 from accounting.enterprise.slots import SLOTS
 from accounting.errors import DomainError
 
 # Days of a month that say something of its quality.
 QUALITY_DAYS_MIN = 7
+# The months that begin after a quarter.
+QUARTERS = (1, 4, 7, 10)
 _DAY = timedelta(days=1)
 
 # What was found of each subject that could be judged; None for nothing.
@@ -28,6 +40,7 @@ log = logging.getLogger(__name__)
 
 def review(now: datetime) -> None:
     """Look at every plant; one that cannot be counted today is left for tomorrow."""
+    labels.keep_all(now)
     for plant in plants.everyone():
         for rules, look in REVIEWS:
             try:
@@ -67,8 +80,59 @@ def quality(plant: Plant, now: datetime) -> Judged:
     return judged
 
 
+def label(plant: Plant, now: datetime) -> Judged:
+    """A11: the label of the last twelve months is worse than the last final one."""
+    final = labels.last_final(plant.id, now)
+    made = labels.rolling(plant, fresh=False)
+    if final is None or made.label is Label.UNRATED:
+        return {}
+    worse = made.label.rank > final.rank
+    facts = {"label": made.label.value, "final": final.value}
+    verdict = Verdict(Rule.LABEL, Severity.WARNING if worse else None, facts)
+    first, last = clock.first_day(made.months[0]), clock.last_day(made.months[-1])
+    subject = Subject(of="label")
+    return {(Rule.LABEL, subject): _finding(verdict, subject, first, last)}
+
+
+def budgeted(plant: Plant, now: datetime) -> Judged:
+    """A7, A8 and, on the day after a quarter, A12: what is used, against the plan of the year.
+
+    Each measure is a subject, and so is its month where the year is planned.
+    """
+    today = clock.city_day(now)
+    yesterday = today - _DAY
+    year, month = yesterday.year, clock.month_of(yesterday)
+    if budget_plans.plan_of(plant.id, year) is None:
+        return {}
+    judged: dict[tuple[Rule, Subject], Finding | None] = {}
+
+    def judge(verdict: Verdict | None, of: str, since: date) -> None:
+        if verdict is not None:
+            subject = Subject(of=of)
+            judged[verdict.rule, subject] = _finding(verdict, subject, since, yesterday)
+
+    first, begin = date(year, 1, 1), clock.first_day(month)
+    over = Fraction((today - begin).days, clock.last_day(month).day)
+    for measure, line in budgets.standing(plant.id, year, fresh=False).lines.items():
+        if line.plan is None or line.used is None:
+            continue
+        name, planned = measure.value, line.planned_to_date or 0
+        judge(alert_rules.budget_progress(line.used, line.plan, planned), name, first)
+        if line.forecast.amount is not None:
+            judge(alert_rules.budget_forecast(line.forecast.amount, line.plan), name, first)
+        if today.day == 1 and today.month in QUARTERS:
+            judge(alert_rules.surplus(line.used, planned), name, first)
+        month_plan, month_used = line.months[yesterday.month - 1]
+        if month_plan is not None and month_used is not None:
+            verdict = alert_rules.budget_progress(month_used, month_plan, int(month_plan * over))
+            judge(verdict, f"{name} month", begin)
+    return judged
+
+
 REVIEWS: tuple[tuple[frozenset[Rule], Callable[[Plant, datetime], Judged]], ...] = (
     (frozenset({Rule.QUALITY}), quality),
+    (frozenset({Rule.LABEL}), label),
+    (frozenset({Rule.BUDGET, Rule.FORECAST, Rule.SURPLUS}), budgeted),
 )
 
 

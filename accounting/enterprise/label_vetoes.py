@@ -25,6 +25,8 @@ class Kind(StrEnum):
 class LabelVetoDocument(me.Document):
     id = me.StringField(primary_key=True)
     plant = me.StringField(required=True)
+    # The key of the request that raised it.
+    once = me.StringField()
 
     meta = {
         "collection": "label_vetoes",
