@@ -30,10 +30,10 @@ GROUPS = 5
 _HEAD = re.compile(rf'{WHITE}\{{{WHITE}"readings"{WHITE}:{WHITE}\[{WHITE}')
 _TAIL = re.compile(rf"{WHITE}\]{WHITE}\}}{WHITE}")
 _COMMA = re.compile(f"{WHITE},{WHITE}")
-# The first row: names, the colon and comma with what blanks the sender puts around them.
-_NAME, _VALUE = '"(meter|at|value|kind)"', '(?:"[^"]*"|[^",}]*)'
+# The first row: names, the colon and comma with the few blanks a sender puts around them.
+_NAME, _VALUE, _BLANKS = '"(meter|at|value|kind)"', '(?:"[^"]*"|[^",}]*)', r"[ \t\r\n]{0,16}"
 _FIRST = re.compile(
-    rf"\{{{_NAME}({WHITE}:{WHITE}){_VALUE}({WHITE},{WHITE}){_NAME}(\2){_VALUE}\3"
+    rf"\{{{_NAME}({_BLANKS}:{_BLANKS}){_VALUE}({_BLANKS},{_BLANKS}){_NAME}(\2){_VALUE}\3"
     rf"{_NAME}(\2){_VALUE}\3{_NAME}\2{_VALUE}\}}"
 )
 _LAST_DAY = date(9997, 12, 31)

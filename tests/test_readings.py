@@ -52,6 +52,18 @@ def test_what_is_sent_comes_back_validated_with_the_gap_filled(works: Works) -> 
     assert items[0]["at"] == "2026-05-18T00:00:00.000Z"
 
 
+def test_a_gateway_that_asks_again_with_its_key_hears_the_same(works: Works) -> None:
+    works.meter()
+    path, body = f"{works.path}/readings", {"readings": [row("18T08:00:00", 1.5)]}
+    first = works.gateway.send("POST", path, body, key="k1")
+    again = works.gateway.send("POST", path, body, key="k1")
+    assert first.get_json() == again.get_json()
+    assert (first.get_json()["accepted"], again.headers["Idempotency-Replayed"]) == (1, "true")
+    other = {"readings": [row("18T08:00:00", 2)]}
+    reused = works.gateway.send("POST", path, other, key="k1")
+    assert said(reused) == (422, "idempotency_key_reused")
+
+
 def test_an_actual_that_comes_late_replaces_the_estimate(works: Works) -> None:
     works.meter()
     works.send(row("18T08:00:00", 1), row("18T08:30:00", 3))
