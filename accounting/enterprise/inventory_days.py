@@ -24,6 +24,7 @@ from pymongo.errors import BulkWriteError
 
 from accounting import clock, factors, storage
 from accounting.enterprise import carbon, meterdays, plants
+from accounting.enterprise.boundary import OUTSIDE
 from accounting.enterprise.meterdays import MeterDay, Touched
 from accounting.enterprise.plants import Flow, Meter
 from accounting.enterprise.slots import Quality
@@ -133,10 +134,16 @@ def days(plant: str, first: date, last: date) -> dict[date, Day]:
 def sweep(now: datetime, limit: int = TOGETHER_MAX) -> int:
     """Count meter-days that changed, the longest waiting first; returns how many were touched."""
     touched = meterdays.touched(now, limit)
-    try:
-        count(touched)
-    except AccountBusy:
-        log.info("days are being counted by others, they stay touched")
+    by_plant: dict[str, list[Touched]] = defaultdict(list)
+    for one in touched:
+        by_plant[one.plant].append(one)
+    for plant_id, those in by_plant.items():
+        try:
+            count(those)
+        except AccountBusy:
+            log.info("days of %s are being counted by others, they stay touched", plant_id)
+        except Exception:  # A bug at one plant must not become a standstill of all.
+            log.exception("the sweep failed on %s", plant_id)
     return len(touched)
 
 
@@ -226,6 +233,8 @@ def _count_plant(
         rows = dict(day.rows)
         for one in changed[day.day]:
             before = rows.get(one.meter)
+            if meters[one.meter].carrier in OUTSIDE:
+                continue
             if before is None or before.validation <= one.validation:
                 rows[one.meter] = row_of(meters[one.meter], one, region, registry)
         return rows

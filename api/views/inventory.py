@@ -77,6 +77,12 @@ class EmissionsPeriod(Known):
     period = fields.String(
         required=True, metadata={"description": "A month, a day, or the instant it begins at."}
     )
+    quantities = fields.Dict(
+        keys=fields.String(),
+        values=Quantity(),
+        required=True,
+        metadata={"description": "Each carrier in the unit it has in by_carrier."},
+    )
 
 
 class EmissionsAnswer(Known):
@@ -117,7 +123,10 @@ def _answer(found: Inventory) -> dict[str, Any]:
         "by_carrier": {
             name: _carrier(name, one) for name, one in sorted(found.total.by_carrier.items())
         },
-        "series": [{"period": period, **_known(total)} for period, total in found.series],
+        "series": [
+            {"period": period, "quantities": _quantities(total), **_known(total)}
+            for period, total in found.series
+        ],
         "factor_set": found.factor_set,
         "revision": found.revision,
     }
@@ -129,6 +138,14 @@ def _known(total: Total) -> dict[str, Any]:
         "tce_kg": total.tce_mg if total.known else None,
         "completeness": total.completeness,
         "estimated_share": total.estimated_share,
+    }
+
+
+def _quantities(total: Total) -> dict[str, Decimal]:
+    return {
+        name: Decimal(one.quantity) / SHOWN[one.unit][1]
+        for name, one in sorted(total.by_carrier.items())
+        if one.unit in SHOWN
     }
 
 
