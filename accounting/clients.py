@@ -234,17 +234,23 @@ def new_hmac_key(client: Client, *, live_max: int = KEYS_LIVE_MAX) -> tuple[str,
 
 def live_key(client_id: str, key_id: str) -> BankKey | None:
     """The key, if it is live now and belongs to this client."""
-    # Asked for every request of a bank, so without the documents around it.
-    wanted = {"_id": client_id, "disabled_at": None, "keys.key_id": key_id}
-    found = storage.strong(Client._get_collection()).find_one(wanted, {"keys.$": 1})
-    if found is None:
+    found = storage.strong(Client._get_collection()).find_one({"_id": client_id})
+    return key_of(found, key_id) if found else None
+
+
+def key_of(client: storage.Doc, key_id: str) -> BankKey | None:
+    """The key of a client's record, if it is live now."""
+    if client.get("disabled_at") is not None:
         return None
-    [key] = found["keys"]
-    now, retired_at = clock.now(), key.get("retired_at")
-    if key["not_before"] > now or (retired_at is not None and retired_at <= now):
-        return None
-    material = base64.b64decode(vault.decrypt(bytes(key["material_encrypted"]), _KEY_PURPOSE))
-    return BankKey(key_id, client_id, key["algorithm"], material)
+    now = clock.now()
+    for key in client.get("keys", ()):
+        retired_at = key.get("retired_at")
+        live = key["not_before"] <= now and (retired_at is None or retired_at > now)
+        if key["key_id"] == key_id and live:
+            sealed = bytes(key["material_encrypted"])
+            material = base64.b64decode(vault.decrypt(sealed, _KEY_PURPOSE))
+            return BankKey(key_id, client["_id"], key["algorithm"], material)
+    return None
 
 
 def live_keys(client: Client) -> list[SigningKey]:

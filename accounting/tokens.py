@@ -41,6 +41,8 @@ class Bearer:
     scopes: frozenset[str]
     session_id: str | None
     client_id: str | None
+    # The client's record as it is stored, where it was asked for.
+    client: storage.Doc | None = None
 
 
 @storage.indexed
@@ -100,11 +102,18 @@ class Session(me.Document):
     }
 
 
-def resolve(token: str) -> Bearer | None:
-    """Who holds the token; None if it is unknown, closed or expired."""
+def resolve(token: str, *, with_client: bool = False) -> Bearer | None:
+    """Who holds the token; None if it is unknown, closed or expired.
+
+    `with_client` brings the record of a machine's client in the same round trip.
+    """
     if len(token) > TOKEN_CHARS_MAX:
         return None
-    found = storage.strong(Token._get_collection()).find_one({"_id": _digest(token)})
+    collection, hashed = storage.strong(Token._get_collection()), _digest(token)
+    if with_client:
+        found = next(collection.aggregate([{"$match": {"_id": hashed}}, _CLIENT]), None)
+    else:
+        found = collection.find_one({"_id": hashed})
     # The TTL index sweeps once a minute only.
     if found is None or found["expires_at"] <= clock.now():
         return None
@@ -114,7 +123,18 @@ def resolve(token: str) -> Bearer | None:
         scopes=frozenset(found.get("scopes", ())),
         session_id=found.get("session_id"),
         client_id=found.get("client_id"),
+        client=next(iter(found.get("client", ())), None),
     )
+
+
+_CLIENT: storage.Doc = {
+    "$lookup": {
+        "from": Client._get_collection_name(),
+        "localField": "client_id",
+        "foreignField": "_id",
+        "as": "client",
+    }
+}
 
 
 # --- machine clients ----------------------------------------------------------------------------

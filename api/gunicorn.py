@@ -4,6 +4,7 @@ Importing the application once here, without building it, spares every worker th
 what opens connections happens in each worker, in `api.wsgi`.
 """
 
+import gc
 import json
 import uuid
 from contextlib import suppress
@@ -26,6 +27,12 @@ Content-Type: {kind}\r
 Content-Length: {size}\r
 \r
 """
+
+
+def post_worker_init(worker: Any) -> None:
+    """What a process was started with lives as long as it: looking for garbage in it takes time."""
+    gc.collect()
+    gc.freeze()
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]

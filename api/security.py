@@ -211,7 +211,7 @@ def _let_in(declared: Door) -> None:
     if OPEN in declared.kinds:
         limits.count(None, request.remote_addr)
         return
-    found = _identify()
+    found = _identify(with_client=BANK in declared.kinds)
     limits.count(found, request.remote_addr)
     if found is None:
         raise Unauthenticated
@@ -219,14 +219,16 @@ def _let_in(declared: Door) -> None:
     if not declared.admits(found):
         raise Forbidden
     if found.kind is BANK:
-        _check_signature(found)
+        _check_signature()
 
 
-def _identify() -> Caller | None:
+def _identify(*, with_client: bool = False) -> Caller | None:
     token = bearer_token()
-    bearer = tokens.resolve(token) if token else None
+    bearer = tokens.resolve(token, with_client=with_client) if token else None
     if bearer is None:
         return None
+    if bearer.client is not None:
+        g.client_record = bearer.client
     return Caller(
         kind=Kind(bearer.kind),
         id=bearer.subject_id,
@@ -236,7 +238,7 @@ def _identify() -> Caller | None:
     )
 
 
-def _check_signature(bank: Caller) -> None:
+def _check_signature() -> None:
     config: Config = current_app.extensions["config"]
     target = request.environ.get("RAW_URI") or request.full_path.removesuffix("?")
     signed = signatures.SignedRequest(
@@ -247,7 +249,7 @@ def _check_signature(bank: Caller) -> None:
     )
 
     def find_key(key_id: str) -> signatures.BankKey | None:
-        key = clients.live_key(bank.client_id or "", key_id)
+        key = clients.key_of(g.client_record, key_id) if "client_record" in g else None
         if key is None:
             return None
         return signatures.BankKey(key.key_id, key.client_id, key.algorithm, key.material)

@@ -4,10 +4,11 @@
 
 Ours is all of it: token, rate limit, RFC 9421 signature and nonce, consent, the record of the read
 on disk before the answer, the grade brought up to the head of the book, JWS. The bare view looks a
-ready answer up by its reference and sends it. Each has a gunicorn of its own with the settings of
-the product, on the same MongoDB; requests are signed beforehand and go in turns over connections
-that stay open. Besides what a caller waits, the processor time of the gunicorn processes is told:
-on a machine that does other things as well it is the steadier of the two.
+ready answer up by its reference and sends it; a second one first puts the read on record. Ours and
+the bare ones each have a gunicorn with the settings of the product, on the same MongoDB. Requests
+are signed beforehand and go in turns over connections that stay open. Besides what a caller waits,
+the processor time of the gunicorn processes is told: on a machine that does other things as well it
+is the steadier of the two.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+from rich.table import Table
+
 from accounting import accounts, clients, clock, consents, storage, tokens
 from accounting.clients import Kind
 from api import processes
@@ -38,6 +41,7 @@ from integrations.servers import Child, redis_server
 PURPOSE = "loan"
 PORTS = {"api.wsgi:app": 18_411, "bench.bare_grade:app": 18_412}
 OURS, BARE = PORTS.values()
+WAYS = ("ours", "bare", "recorded")
 READY_S = 60
 TICKS = os.sysconf("SC_CLK_TCK")
 Send = Callable[[], object]
@@ -158,22 +162,30 @@ class Caller:
     def bare(self, reference: str) -> Send:
         return lambda: self.send(BARE, f"/bare/{reference}", {})
 
+    def recorded(self, reference: str) -> Send:
+        return lambda: self.send(BARE, f"/recorded/{reference}", {})
+
     def send(self, port: int, path: str, headers: dict[str, str]) -> bytes:
         status, body = _ask(self._connections[port], path, headers)
         assert status == 200, body
         return body
 
 
-def one_by_one(
-    caller: Caller, references: Sequence[str], servers: Sequence[Child]
-) -> tuple[list[list[float]], list[float]]:
-    """Seconds of every request of both, and processor seconds a request of both."""
-    ways = [caller.ours(one) for one in references], [caller.bare(one) for one in references]
+def one_by_one(caller: Caller, references: Sequence[str], *which: str) -> list[list[float]]:
+    """Seconds of every request of each way, in turns."""
+    ways = [[getattr(caller, way)(one) for one in references] for way in which]
     caller.fresh()
-    before = [cpu_s(child) for child in servers]
-    seconds = in_turns(*ways)
-    after = [cpu_s(child) for child in servers]
-    return seconds, [(b - a) / len(references) for a, b in zip(before, after, strict=True)]
+    return in_turns(*ways)
+
+
+def cpu_of(caller: Caller, references: Sequence[str], which: str, server: Child) -> float:
+    """Processor seconds a request takes in the gunicorn that serves it."""
+    sends = [getattr(caller, which)(one) for one in references]
+    caller.fresh()
+    before = cpu_s(server)
+    for send in sends:
+        send()
+    return (cpu_s(server) - before) / len(references)
 
 
 def together(callers: Sequence[Caller], references: Sequence[str], which: str) -> float:
@@ -221,26 +233,26 @@ def measure(servers: Sequence[Child], residents: int, queries: int, count: int) 
     answer = json.loads(callers[0].ours(references[0])())
     assert answer["grade"] == grade.newest([accounts.ids_after("", 1)[0]]).popitem()[1]
     ready_made(references, answer)
-    one_by_one(callers[0], asked[:50], servers)
-    (ours, bare), cpu = one_by_one(callers[0], asked, servers)
-    shown = table(f"a bank's single query, {queries} of each in turns", "", "ours", "bare", "ratio")
+    one_by_one(callers[0], asked[:50], *WAYS)
+    seconds = one_by_one(callers[0], asked, *WAYS)
+    shown = table(f"a bank's single query, {queries} of each in turns", "", *WAYS, "ratio", "ratio")
     for label, place in (("p50, ms", 49), ("p95, ms", 94)):
-        a, b = (quantiles(one, n=100)[place] * 1_000 for one in (ours, bare))
-        shown.add_row(label, f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}")
-    a, b = (one * 1_000 for one in cpu)
-    shown.add_row("gunicorn, ms of CPU a request", f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}")
-    # Ours between two halves of the bare one, so that a drift of the machine meets both.
-    half = asked[: queries // 2]
-    first = together(callers, half, "bare")
-    ours_rate = together(callers, asked, "ours")
-    bare_rate = 2 / (1 / first + 1 / together(callers, half, "bare"))
-    shown.add_row(
-        f"requests a second, {count} clients",
-        f"{ours_rate:.0f}",
-        f"{bare_rate:.0f}",
-        f"{bare_rate / ours_rate:.2f}",
-    )
+        add_row(shown, label, [quantiles(one, n=100)[place] * 1_000 for one in seconds])
+    ours, bare_server = servers
+    by_way = zip(WAYS, (ours, bare_server, bare_server), strict=True)
+    cpu = [cpu_of(callers[0], asked, way, server) * 1_000 for way, server in by_way]
+    add_row(shown, "gunicorn, ms of CPU a request", cpu)
+    # There and back again, so that a drift of the machine meets all.
+    rates = [together(callers, asked, way) for way in (*WAYS, *WAYS[::-1])]
+    means = [2_000 / (rates[place] + rates[-1 - place]) for place in range(len(WAYS))]
+    add_row(shown, f"ms a request, {count} clients", means)
     out.print(shown)
+
+
+def add_row(shown: Table, label: str, ms: Sequence[float]) -> None:
+    """The milliseconds of each way, and how many times the others' ours are."""
+    ratios = [ms[0] / other for other in ms[1:]]
+    shown.add_row(label, *(f"{one:.2f}" for one in (*ms, *ratios)))
 
 
 if __name__ == "__main__":

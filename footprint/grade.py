@@ -189,10 +189,10 @@ def grade_now(
     """
     settled = scheduled is None and not released and not anew
     for attempt in range(ATTEMPTS_MAX):
-        last = newest_of(resident)
+        last, head = _newest_and_head(resident)
         now = clock.now()
         policy = policy_on(clock.city_day(now))
-        if settled and last is not None and _nothing_came(last, policy, now):
+        if settled and last is not None and _nothing_came(last, head, policy, now):
             return last
         seq, rows = summaries.month_rows(resident, *window(policy, now))
         fresh = graded(
@@ -279,12 +279,24 @@ def counted(policy: Policy, rows: Iterable[Row]) -> tuple[dict[str, int], int]:
     return {code: mg for code, mg in sorted(sums.items()) if mg > 0}, len(months)
 
 
-def _nothing_came(last: Snapshot, policy: Policy, now: datetime) -> bool:
-    """Whether the months are certainly those that `last` looked at, by the book's index alone."""
+def _newest_and_head(resident: str) -> tuple[Snapshot | None, int]:
+    """The last grading, and the last sequence number of the book then, in one round trip."""
+    newest: list[storage.Doc] = [
+        {"$match": {"resident": resident}},
+        {"$sort": {"number": -1}},
+        {"$limit": 1},
+    ]
+    found = snapshots().aggregate([*newest, book.head_stage(resident, "head")])
+    for row in found:
+        return snapshot_of(row), row["head"][0]["seq"] if row["head"] else 0
+    return None, 0
+
+
+def _nothing_came(last: Snapshot, head: int, policy: Policy, now: datetime) -> bool:
+    """Whether the months are certainly those that `last` looked at."""
     then = last.inputs
-    return (then.policy, then.last_month) == (policy.version, clock.city_month(now)) and (
-        book.last_seq(last.resident) <= then.seq
-    )
+    same = (then.policy, then.last_month) == (policy.version, clock.city_month(now))
+    return same and head <= then.seq
 
 
 def is_same(last: Snapshot, fresh: Snapshot) -> bool:

@@ -5,7 +5,9 @@ May, 8 km on the bus. 80.7 kg and 0.2152 kg make 80.9152 kg raw; one behaviour c
 32.36608 kg, so 32.58128 kg count: light green, 17.41872 kg to mid green.
 """
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -16,8 +18,9 @@ import pytest
 from callers import Caller, machine, named, partner, resident, said, signed
 from flask import Flask
 
-from accounting import clients, clock, tokens
+from accounting import clients, clock, consents, tokens
 from accounting.clients import Kind
+from accounting.errors import Unavailable
 from integrations import jws
 from integrations.signatures import NonceStore
 
@@ -320,6 +323,43 @@ def test_every_read_is_in_the_residents_access_log(app: Flask, me: Caller, bank:
     }
     assert (refused["purpose"], refused["allowed"], refused["fields"]) == ("marketing", False, [])
     assert resident(app).get("/v1/me/access-log").get_json()["items"] == []
+
+
+@pytest.mark.parametrize("purpose", ["green%20loan", "marketing"])
+def test_a_read_is_on_record_before_it_is_answered(
+    me: Caller, bank: Caller, purpose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = agree(me, bank)["reference"]
+    real, asked, may = consents._note, threading.Event(), threading.Event()
+
+    def slowly(records: Any) -> None:
+        asked.set()
+        assert may.wait(30)
+        real(records)
+
+    monkeypatch.setattr(consents, "_note", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(read, bank, reference, purpose)
+        assert asked.wait(30)
+        with pytest.raises(TimeoutError):
+            answer.result(0.05)
+        assert me.get("/v1/me/access-log").get_json()["items"] == []
+        may.set()
+        status = answer.result(30).status_code
+    assert status == (200 if purpose == "green%20loan" else 404)
+    assert len(me.get("/v1/me/access-log").get_json()["items"]) == 1
+
+
+def test_a_read_that_cannot_be_recorded_is_not_answered(
+    me: Caller, bank: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = agree(me, bank)["reference"]
+
+    def away(_: Any) -> None:
+        raise Unavailable("the store")
+
+    monkeypatch.setattr(consents, "_note", away)
+    assert said(read(bank, reference)) == (503, "unavailable")
 
 
 # --- the signature ------------------------------------------------------------------------------

@@ -352,7 +352,7 @@ def test_a_grade_that_nothing_came_after_is_read_without_its_months() -> None:
         database.command("profile", 0)
     read = {one["ns"].partition(".")[2] for one in database["system.profile"].find()}
     database["system.profile"].drop()
-    assert {"grades", "entries"} <= read
+    assert "grades" in read
     assert not {"summary_months", "summary_cursors"} & read
     # An entry that moves nothing makes no snapshot, and one that does makes one.
     tell("walk_steps", 1, "2026-05-06 10:00", evidence="D")

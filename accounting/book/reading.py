@@ -86,11 +86,15 @@ def heads_pipeline(accounts: storage.Doc) -> list[storage.Doc]:
     ]
 
 
-def last_seq(account: str) -> int:
-    """The newest sequence number of an account, from the index alone; 0 without entries."""
-    fields = {"_id": 0, "seq": 1}
-    found = collection().find_one({"account": account}, fields, sort=[("seq", -1)])
-    return found["seq"] if found else 0
+def head_stage(account: str, name: str) -> storage.Doc:
+    """A stage for a pipeline elsewhere: adds the newest entry's `seq` as a list of one, or none."""
+    newest: list[storage.Doc] = [
+        {"$match": {"account": account}},
+        {"$sort": {"seq": -1}},
+        {"$limit": 1},
+        {"$project": {"_id": 0, "seq": 1}},
+    ]
+    return {"$lookup": {"from": collection().name, "pipeline": newest, "as": name}}
 
 
 def last_seqs(accounts: Iterable[str]) -> dict[str, int]:
