@@ -220,7 +220,7 @@ class BillFiles(MethodView):
 
 @blueprint.route("/v1/jobs/<job_id>")
 class OneJob(MethodView):
-    @door(RESIDENT, DATA, PLANT, scope="feeds:write", plant_scope="readings:write")
+    @door(RESIDENT, DATA, OPERATOR, PLANT, scope="feeds:write", plant_scope="readings:write")
     @blueprint.response(200, JobAnswer)
     def get(self, job_id: str) -> dict[str, Any]:
         """How far a job is"""
