@@ -1,6 +1,6 @@
 """Grading: the whole city next to a bare aggregation, one resident next to a bare view.
 
-    python -m bench.grade [--residents 100000] [--small 10000] [--rounds 3] [--singles 300]
+    python -m bench.grade [--residents 100000] [--small 10000] [--singles 300]
 
 The bare aggregation adds up the milligrams of the same months by account and writes one document
 for each with `$merge`; nothing is caught up, capped, compared or told. The bare view is the same
@@ -81,32 +81,19 @@ def bare(into: str) -> None:
     storage.strong(storage.database()["summary_months"]).aggregate(stages, allowDiskUse=True)
 
 
-def whole_city(residents: int, rounds: int) -> tuple[float, float]:
-    """Median seconds of ours and of the bare one, over the same months, in turns."""
+def whole_city(residents: int) -> tuple[float, float]:
+    """Seconds of ours and of the bare one, before and after it, over the same months."""
     fill(residents)
     # Everybody was graded a month ago and little moves, as on the first of most months.
     with clock.travel(timedelta(days=-31)):
         regrading.run(regrading.queue("bench").id)
+    before = timed(lambda: bare("bare_before"))
     month = clock.city_month(clock.now())
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(rounds):
-        job = regrading.queue("bench", month=month)
-        ways = [(0, lambda name=job.id: regrading.run(name)), (1, lambda: bare("bare_grades"))]
-        # Whoever comes second finds the months in the cache.
-        for place, way in ways if turn % 2 else ways[::-1]:
-            seconds[place].append(timed(way))
-        assert storage.database()["grades"].count_documents({}) == 2 * residents
-        assert storage.database()["bare_grades"].count_documents({}) == residents
-        if turn + 1 < rounds:
-            forget(month)
-    return median(seconds[0]), median(seconds[1])
-
-
-def forget(month: str) -> None:
-    """As if the scheduled grading of a month had not been."""
-    storage.database()["grades"].delete_many({"inputs.scheduled": month})
-    for name in ("bare_grades", "jobs", "walks", "grade_changes", "notifications"):
-        storage.database()[name].delete_many({})
+    ours = timed(lambda: regrading.run(regrading.queue("bench", month=month).id))
+    after = timed(lambda: bare("bare_after"))
+    for name, each in (("grades", 2), ("bare_before", 1), ("bare_after", 1)):
+        assert storage.database()[name].count_documents({}) == each * residents, name
+    return ours, (before + after) / 2
 
 
 def empty() -> None:
@@ -145,13 +132,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--residents", type=int, default=100_000)
     parser.add_argument("--small", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--singles", type=int, default=300)
     wanted = parser.parse_args()
     shown = table("grading", "", "residents", "ours, s", "bare, s", "ratio", "µs a resident")
     with fresh_store() as uri:
         for size in (wanted.small, wanted.residents):
-            ours, theirs = whole_city(size, wanted.rounds)
+            ours, theirs = whole_city(size)
             each = ours / size * 1_000_000
             shown.add_row(
                 "whole city",
