@@ -11,7 +11,7 @@ from callers import Caller, machine, said
 from faults.crew import KILLED, Crew, Death
 from flask import Flask
 
-from accounting import book, clock, storage
+from accounting import book, clock, jobs, storage
 from accounting.clients import Kind as ClientKind
 from accounting.enterprise import (
     inventory,
@@ -28,8 +28,11 @@ from accounting.enterprise.plants import Kind, Meter, Node, NodeKind
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT
 from accounting.errors import KeyReused, ValidationFailed
+from accounting.proration import Use
 from accounting.verifying import check
 from api.bookkeeping import RULES
+from footprint import upkeep
+from points import liability
 
 NOON = datetime(2026, 5, 20, 4, tzinfo=UTC)
 DAY, NEXT = date(2023, 6, 1), date(2023, 6, 2)
@@ -90,6 +93,18 @@ def test_days_that_are_over_go_to_the_book_once_and_then_differences() -> None:
     with clock.travel(timedelta(days=1)):
         assert periods.run(clock.now()) == 1
     assert posted()[3:] == [("2026-05-20", 5 * MG)]
+
+
+def test_who_walks_all_accounts_takes_a_plant_for_what_it_is() -> None:
+    send(0, 1)
+    periods.run(clock.now())
+    upkeep.walk()
+    assert upkeep.differing(book.heads(["p"]).values()) == []
+    job = liability.queue("clock")
+    liability.run(job.id)
+    ended = jobs.get(job.id)
+    assert ended is not None
+    assert ended.state == "done"
 
 
 def test_runs_at_once_post_a_day_once() -> None:
@@ -261,6 +276,14 @@ def test_a_process_emission_counts_evenly_on_its_days() -> None:
     periods.run(clock.now())
     assert sum(mg for _, mg in posted()) == 880_000_000
     proven()
+
+
+@pytest.mark.parametrize(("amount", "days"), [(100, 7), (3, 10), (0, 3), (-10, 4), (97, 1)])
+def test_the_parts_of_days_add_up(amount: int, days: int) -> None:
+    use = Use(DAY, DAY + timedelta(days=days - 1), Decimal(amount))
+    parts = [use.on(DAY + timedelta(days=number)) for number in range(days)]
+    assert sum(parts) == amount
+    assert max(parts) - min(parts) <= 1
 
 
 def test_more_entries_than_a_day_can_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
