@@ -221,6 +221,8 @@ def run(job_id: str) -> Job | None:
     assert job is not None, job_id
     push = get(job.arguments["push"])
     if push.stopped_at is not None:
+        # It may have been queued a moment after the stop, when there was nothing to cancel.
+        _carry_out_stop(push)
         return None
     terms, began = push.terms, clock.now()
     which = terms.audience.accounts(push.as_of)

@@ -494,8 +494,27 @@ def test_what_a_worker_leaves_a_moment_after_the_stop_is_not_sent(
     assert pushes.report(push.id).dropped_by == {"stopped": 1}
 
 
-def test_a_stop_that_was_cut_off_is_finished_by_the_sweep(
-    pusher: FirebasePusher, standin: FcmStandin, monkeypatch: pytest.MonkeyPatch
+def test_a_push_stopped_before_its_job_was_there_leaves_no_job_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    [anna] = people(1)
+    begin = pushes._begin
+
+    def stopped_first(row: Any) -> None:
+        pushes.stop(row["_id"], OPERATOR, reason="wrong day")
+        begin(row)
+
+    monkeypatch.setattr(pushes, "_begin", stopped_first)
+    push = ask()
+    assert push.state == "stopped"
+    assert jobs.waiting(NOON) == [push.job]
+    assert pushes.run(push.job) is None
+    assert (jobs.waiting(NOON), told(anna)) == ([], [])
+
+
+@pytest.mark.parametrize("rescue", ["worker", "sweep"])
+def test_a_stop_that_was_cut_off_is_finished_by_the_sweep_or_a_worker(
+    pusher: FirebasePusher, standin: FcmStandin, monkeypatch: pytest.MonkeyPatch, rescue: str
 ) -> None:
     people(3)
     push = ask(per_minute=2)
@@ -509,10 +528,11 @@ def test_a_stop_that_was_cut_off_is_finished_by_the_sweep(
         with pytest.raises(KeyboardInterrupt):
             pushes.stop(push.id, OPERATOR, reason="wrong day")
     with at(NOON + MINUTE):
-        # A worker that comes first leaves nothing more.
-        assert pushes.run(push.job) is None
-        assert pushes.sweep() == 1
-        assert pushes.sweep() == 0
+        if rescue == "worker":
+            assert pushes.run(push.job) is None
+        else:
+            assert pushes.sweep() == 1
+        assert (pushes.sweep(), counts(push)) == (0, {"left": 2, "dropped": 2})
         carry(pusher)
     assert rung(standin) == []
     job = jobs.get(push.job)
