@@ -25,9 +25,9 @@ class AccountFilter:
     seen_from: datetime | None = None
     seen_before: datetime | None = None
 
-    @property
-    def condition(self) -> dict[str, Any]:
-        wanted: dict[str, Any] = {"status": OPEN}
+    def condition(self, *, willing: bool) -> dict[str, Any]:
+        """Of those who want marketing, or of those who do not."""
+        wanted: dict[str, Any] = {"status": OPEN, "push.marketing": willing}
         if self.districts:
             wanted["district"] = {"$in": list(self.districts)}
         if self.language is not None:
@@ -47,33 +47,23 @@ class Counted(NamedTuple):
 
 def count(which: AccountFilter) -> Counted:
     """Count a group in the index, without reading an account."""
-    found = _accounts().aggregate(counting(which), hint=INDEX)
-    by_wish = {row["_id"]: row["accounts"] for row in found}
-    return Counted(by_wish.get(True, 0), by_wish.get(False, 0))
-
-
-def counting(which: AccountFilter) -> list[dict[str, Any]]:
-    """The stages of `count`."""
-    return [
-        {"$match": which.condition},
-        {"$group": {"_id": {"$ne": ["$push.marketing", False]}, "accounts": {"$sum": 1}}},
-    ]
+    people, opted_out = (
+        _accounts().count_documents(which.condition(willing=willing), hint=INDEX)
+        for willing in (True, False)
+    )
+    return Counted(people, opted_out)
 
 
 def after(which: AccountFilter, resident_id: str, limit: int) -> list[str]:
     """The next of a group in the order of their ids; "" begins."""
-    wanted = {**_willing(which), "_id": {"$gt": resident_id}}
+    wanted = {**which.condition(willing=True), "_id": {"$gt": resident_id}}
     return [row["_id"] for row in _accounts().find(wanted, {"_id": 1}).sort("_id", 1).limit(limit)]
 
 
 def among(which: AccountFilter, residents: Sequence[str]) -> list[str]:
     """Those of some residents who are in a group."""
-    wanted = {**_willing(which), "_id": {"$in": list(residents)}}
+    wanted = {**which.condition(willing=True), "_id": {"$in": list(residents)}}
     return [row["_id"] for row in _accounts().find(wanted, {"_id": 1})]
-
-
-def _willing(which: AccountFilter) -> dict[str, Any]:
-    return {**which.condition, "push.marketing": {"$ne": False}}
 
 
 def _accounts() -> "Collection[storage.Doc]":

@@ -79,7 +79,7 @@ class ResidentDocument(me.Document):
             {"fields": ["former_phone_hash"], "sparse": True},
             # Target groups are counted here without reading an account; see `account_filters`.
             {
-                "fields": ["status", "district", "language", "seen_at", "push.marketing"],
+                "fields": ["status", "push.marketing", "district", "language", "seen_at"],
                 "name": "target_group",
             },
         ],

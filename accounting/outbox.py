@@ -27,7 +27,9 @@ SERVICE, MARKETING = "service", "marketing"
 DIGEST = "digest"
 QUEUED, DEFERRED, RETRYING = "queued", "deferred", "retrying"
 WAITING = (QUEUED, DEFERRED, RETRYING)
-FOLDED, STOPPED = "folded", "stopped"
+SENT, FOLDED, STOPPED = "sent", "folded", "stopped"
+STATES = (*WAITING, SENT, FOLDED, "no_device", "not_wanted", "failed", "given_up", STOPPED)
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _SHOWN: dict[str, Any] = {"type": {"$ne": DIGEST}, "delivery": {"$ne": STOPPED}}
 
 _nudge: Callable[[str], None] | None = None
@@ -65,17 +67,20 @@ class NotificationDocument(me.Document):
             {"fields": ["resident", "_id"]},
             # How far a batch is, without reading a row.
             {
-                "fields": ["batch", "delivery", "tried_at", "read_at"],
+                "fields": ["batch", "delivery", "tried_at"],
                 "name": "of_a_batch",
                 "partialFilterExpression": {"batch": {"$gt": ""}},
+            },
+            {
+                "fields": ["batch", "read_at"],
+                "name": "read_of_a_batch",
+                "partialFilterExpression": {"batch": {"$gt": ""}, "read_at": {"$gt": _LONG_AGO}},
             },
             # What waits, by class: nothing that is over is in it.
             {
                 "fields": ["category", "next_attempt_at"],
                 "name": "waiting",
-                "partialFilterExpression": {
-                    "next_attempt_at": {"$gt": datetime(1970, 1, 1, tzinfo=UTC)}
-                },
+                "partialFilterExpression": {"next_attempt_at": {"$gt": _LONG_AGO}},
             },
         ],
     }
@@ -242,18 +247,15 @@ def any_waits(batch: str) -> bool:
 
 
 def progress(batch: str) -> tuple[Counter[str], int]:
-    """How many rows of a batch there are in each state of delivery, and how many were read."""
-    found = collection().aggregate(summing_up(batch))
-    rows = {row["_id"]: row for row in found}
-    states = Counter({state: row["rows"] for state, row in rows.items()})
-    return states, sum(row["read"] for row in rows.values())
+    """How many rows of a batch there are in each state of delivery, and how many were read.
 
-
-def summing_up(batch: str) -> list[dict[str, Any]]:
-    """The stages of `progress`, answered from the index alone."""
-    read = {"$cond": [{"$gt": ["$read_at", None]}, 1, 0]}
-    sums = {"_id": "$delivery", "rows": {"$sum": 1}, "read": {"$sum": read}}
-    return [{"$match": {"batch": batch}}, {"$group": sums}]
+    Each is counted in an index, without reading a row.
+    """
+    states = {
+        state: collection().count_documents({"batch": batch, "delivery": state}) for state in STATES
+    }
+    read = collection().count_documents({"batch": batch, "read_at": {"$gt": _LONG_AGO}})
+    return +Counter(states), read
 
 
 def _stopped() -> "Collection[storage.Doc]":

@@ -45,7 +45,7 @@ AHEAD_MAX = timedelta(days=90)
 SWEEP_MAX = 1_000
 _MINUTE = timedelta(minutes=1)
 # By what became of a row: what is in none of these was dropped.
-_COUNTED: Final = (outbox.QUEUED, outbox.DEFERRED, outbox.RETRYING, "sent", outbox.FOLDED)
+_COUNTED: Final = (outbox.QUEUED, outbox.DEFERRED, outbox.RETRYING, outbox.SENT, outbox.FOLDED)
 
 
 class PushOver(DomainError):
@@ -207,7 +207,7 @@ def report(push_id: str) -> Report:
         left=states.total(),
         waiting=states[outbox.QUEUED] + states[outbox.RETRYING],
         deferred=states[outbox.DEFERRED],
-        sent=states["sent"],
+        sent=states[outbox.SENT],
         folded=states[outbox.FOLDED],
         dropped=sum(dropped.values()),
         dropped_by=dropped,
