@@ -279,7 +279,7 @@ class ReversedJob(MethodView):
 
 @blueprint.route("/v1/jobs/<job_id>/errors")
 class JobErrors(MethodView):
-    @door(DATA, PLANT, scope="feeds:write", plant_scope="readings:write")
+    @door(DATA, PLANT, OPERATOR, scope="feeds:write", plant_scope="readings:write")
     @blueprint.response(200, description="One refused row a line")
     @blueprint.doc(responses={200: {"content": {files.NDJSON: {"schema": {"type": "string"}}}}})
     def get(self, job_id: str) -> Response:
