@@ -15,7 +15,7 @@ from faults.crew import KILLED, Crew, Death
 from flask import Flask
 from works import Works, layer, open_works, row
 
-from accounting import audit, clock
+from accounting import audit, clock, jobs
 from accounting.clients import Kind as ClientKind
 from accounting.enterprise import checking, editing, meterdays, plants, readings, validating
 from accounting.enterprise.checking import Day
@@ -113,6 +113,32 @@ def test_a_csv_of_readings_has_columns_by_name(works: Works) -> None:
     assert (job["recorded"], job["rejected"]) == (2, 1)
     assert errors_of(works, job) == [(3, "validation_failed")]
     assert [raw for raw, *_ in layer(works.intervals(*EIGHT))] == [1.25, 1.75, None, None]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Death("accounting.enterprise.readings:_write", "after"),
+        Death("accounting.jobs:advance", "before"),
+        Death("accounting.jobs:finish", "before"),
+    ],
+    ids=str,
+)
+def test_a_file_whose_worker_died_is_read_on(works: Works, crew: Crew, step: Death) -> None:
+    works.meter()
+    sent = [row("18T08:00:00", 1.5), row("18T08:15:00", 2), row("18T08:15:00", 3)]
+    content = "\n".join(json.dumps(one) for one in sent).encode()
+    headers = {"Content-Type": "application/x-ndjson"}
+    path = f"{works.path}/readings/files"
+    job_id = works.gateway.send("POST", path, headers=headers, data=content).get_json()["job_id"]
+    assert crew.run("run_readings_file", step, job_id=job_id) == KILLED
+    with clock.travel(2 * jobs.LEASE):
+        tasks.run_job(job_id)
+        job = works.gateway.get(f"/v1/jobs/{job_id}").get_json()
+    assert (job["state"], job["done"], job["rejected"]) == ("done", 3, 1)
+    assert job["recorded"] + job["duplicate"] == 2
+    assert errors_of(works, job) == [(3, "conflicting_reading")]
+    assert [raw for raw, *_ in layer(works.intervals(*EIGHT))] == [1.5, 2, None, None]
 
 
 def test_whose_file_it_is(app: Flask, works: Works) -> None:

@@ -26,6 +26,7 @@ from accounting.enterprise.plants import Kind
 from accounting.enterprise.readings import Reading
 from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
+from api import plants as plant_rows
 from api.bookkeeping import RULES
 from faults import mess
 from footprint import activities, greenlist, reviews, summaries, upkeep, versions
@@ -34,6 +35,7 @@ from integrations import (
     closing,
     delivery,
     exports,
+    feeds,
     firebase,
     imports,
     reversals,
@@ -261,6 +263,12 @@ def run_import(job_id: str, chunk_rows: int) -> str:
     return job.state
 
 
+def run_readings_file(job_id: str) -> str:
+    job = imports.run(job_id, plant_rows.take_file_rows, feeds.READINGS)
+    assert job is not None
+    return job.state
+
+
 def run_reversal(job_id: str) -> str:
     job = reversals.run(job_id)
     assert job is not None
@@ -421,6 +429,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         follow_book,
         follow_to_milestone,
         prove,
+        run_readings_file,
         run_reversal,
         run_passing,
         run_push,
