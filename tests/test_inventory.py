@@ -403,6 +403,21 @@ def test_a_count_that_is_killed_is_made_by_the_next(crew: Crew, step: Death) -> 
     assert inventory_days.sweep(clock.now() + timedelta(days=1)) == 0
 
 
+@pytest.mark.usefixtures("app")
+def test_a_late_reading_counts_its_own_day_anew_and_no_other() -> None:
+    put("m")
+    days = [DAY + timedelta(days=number) for number in range(3)]
+    for day in days:
+        send("m", 1, slots=range(4), day=day)
+    emitted(last=days[-1])
+    before = inventory_days.days("p", days[0], days[-1])
+    send("m", 1, slots=range(90, 91), day=days[1])
+    emitted(last=days[-1])
+    after = inventory_days.days("p", days[0], days[-1])
+    assert [on for on in days if after[on] != before[on]] == [days[1]]
+    assert (after[days[1]].version, after[days[1]].run) == (before[days[1]].version + 1, 2)
+
+
 def with_2024() -> Registry:
     """The shipped factors after the ministry has published 0.5 kg for Zhejiang in 2024."""
     shipped = factors.shipped()
