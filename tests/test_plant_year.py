@@ -12,7 +12,16 @@ import pytest
 from plant_year import FOUND, year
 
 from accounting import clock
-from accounting.enterprise import inventory, meterdays, plants, readings, validating
+from accounting.enterprise import (
+    alerting,
+    alerts,
+    inventory,
+    meterdays,
+    plants,
+    readings,
+    validating,
+)
+from accounting.enterprise.alert_rules import Rule, Severity
 from accounting.enterprise.inventory import By
 from accounting.enterprise.plants import Kind, Meter
 from accounting.enterprise.readings import Reading
@@ -82,3 +91,20 @@ if STEEL.exists():
         found = inventory.for_period("p", FIRST, LAST, By.MONTH)
         assert 0 <= 477_323_299_554 - found.total.co2e_mg < 365
         assert (found.total.completeness, len(found.series)) == (1, 12)
+        # Sunday 15 December took 2,014.66 kWh, six times the median of the eight Sundays before.
+        sunday = date(2024, 12, 15)
+        alerting.evaluate("p", [sunday - timedelta(days=number) for number in range(84)])
+        totals = {day.day: day.total for day in days}
+        before = sorted(totals[sunday - timedelta(weeks=number)] for number in range(1, 9))
+        [alert] = [
+            one
+            for one in alerts.listed("p", None, before=None, limit=100)
+            if (one.rule, one.first_at) == (Rule.DAY_TOTAL, clock.start_of(sunday))
+        ]
+        assert alert.severity is Severity.CRITICAL
+        assert alert.facts == {
+            "part": "day",
+            "used": 2_014_660,
+            "expected": (before[3] + before[4]) // 2,
+            "like_days": 8,
+        }
