@@ -140,6 +140,19 @@ def test_the_roof_then_what_is_flexible_then_the_line_that_loses_least(mill: Mil
     assert "250.00" in explained["text"]
 
 
+def test_what_the_sun_makes_is_expected_near_the_hours_it_was_seen_in(mill: Mill) -> None:
+    made = {"carrier": "electricity", "kind": "interval", "unit": "kWh", "flow": "generation"}
+    mill.told("meters", made | {"meter": "roof"})
+    # This morning from 10 to 12 is all that is known: 200 kW.
+    mill.send("roof", 50, datetime(2026, 5, 20, 2, tzinfo=UTC))
+    assert mill.ask(500)["covered_by_pv_kw"] == 200
+    late = {"from": "2026-05-21T15:00:00+08:00", "to": "2026-05-21T17:00:00+08:00"}
+    # The last known is 11:45: of 15:00 to 17:00 only the first four quarters lie within four hours.
+    assert mill.ask(500, **late)["covered_by_pv_kw"] == 100
+    night = {"from": "2026-05-21T22:00:00+08:00", "to": "2026-05-21T23:00:00+08:00"}
+    assert mill.ask(500, **night)["covered_by_pv_kw"] == 0
+
+
 def test_what_if_a_line_had_to_run_and_nothing_is_left_behind(mill: Mill) -> None:
     mill.line("spin", 100, value_fen_per_kwh=30)
     mill.line("weave", 75, value_fen_per_kwh=50)

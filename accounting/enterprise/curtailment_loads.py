@@ -185,7 +185,7 @@ def _known(plant: Plant, meters: list[str], days: list[date]) -> dict[str, dict[
 
 
 def _expected(meter: Meter, wanted: Sequence[Place], known: Mapping[date, Row]) -> Expected | None:
-    return expecting.expected(wanted, known, any_time=meter.flow is not Flow.GENERATION)
+    return expecting.expected(wanted, known, sun=meter.flow is Flow.GENERATION)
 
 
 def _by_node(tree: Sequence[Node], measured: Sequence[Meter]) -> dict[str, dict[str, list[Meter]]]:

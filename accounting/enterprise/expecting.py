@@ -1,8 +1,10 @@
 """What a meter will say of quarter hours that are not over, from those that are. Pure.
 
 A quarter hour that is known is taken as it is. Else the mean of the same quarter hour on the same
-weekday of the four weeks before; else of any day of these weeks; else, where the time of day may
-not matter, the mean of all that is known of them. A meter of which nothing is known says nothing.
+weekday of the four weeks before; else of any day of these weeks; else the mean of all that is known
+of them. The sun has its hours: of what it makes the last is the nearest quarter hour that is known,
+four hours away at most, and beyond that nothing is counted on. A meter of which nothing is known
+says nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +17,7 @@ from accounting import clock
 from accounting.enterprise.slots import SLOT, SLOTS, Row, start_of_slot
 
 HISTORY_DAYS = 28
+SUN_SLOTS = 16
 _DAY = timedelta(days=1)
 
 # A quarter hour: its city day and its number on it.
@@ -28,6 +31,7 @@ class Basis(StrEnum):
     SAME_WEEKDAY = "same_weekday"
     RECENT_DAYS = "recent_days"
     RECENT_MEAN = "recent_mean"
+    NEAREST_TIME = "nearest_time"
 
 
 _ORDER = tuple(Basis)
@@ -70,15 +74,17 @@ def history(wanted: Iterable[Place], today: date) -> list[date]:
 
 
 def expected(
-    wanted: Sequence[Place], known: Mapping[date, Row], *, any_time: bool = True
+    wanted: Sequence[Place], known: Mapping[date, Row], *, sun: bool = False
 ) -> Expected | None:
     """The quantities of `wanted`, from the days that are known; None where nothing tells.
 
-    Without `any_time` a quarter hour of which no day tells says nothing (the sun has its hours).
+    `sun` is for what the sun makes.
     """
     every = [value for row in known.values() for value in row if value is not None]
-    overall = (_mean(every), Basis.RECENT_MEAN) if every and any_time else None
-    found: dict[tuple[int, int], tuple[Fraction, Basis] | None] = {}
+    if not every:
+        return None
+    overall = _mean(every), Basis.RECENT_MEAN
+    found: dict[tuple[int, int], tuple[Fraction, Basis]] = {}
     quantities: list[Fraction] = []
     weakest = Basis.MEASURED
     for day, slot in wanted:
@@ -88,13 +94,22 @@ def expected(
             continue
         like = day.isoweekday(), slot
         if like not in found:
-            found[like] = _like(*like, known) or overall
-        told = found[like]
-        if told is None:
-            return None
-        quantities.append(told[0])
-        weakest = max(weakest, told[1], key=_ORDER.index)
+            found[like] = _like(*like, known) or (_nearest(slot, known) if sun else overall)
+        quantity, basis = found[like]
+        quantities.append(quantity)
+        weakest = max(weakest, basis, key=_ORDER.index)
     return Expected(tuple(quantities), weakest)
+
+
+def _nearest(slot: int, known: Mapping[date, Row]) -> tuple[Fraction, Basis]:
+    """The mean of the quarter hour nearest in the day; of two as near the later one."""
+    for away in range(1, SUN_SLOTS + 1):
+        for near in (slot + away, slot - away):
+            told = [row[near] for row in known.values()] if 0 <= near < SLOTS else []
+            there = [value for value in told if value is not None]
+            if there:
+                return _mean(there), Basis.NEAREST_TIME
+    return Fraction(0), Basis.NEAREST_TIME
 
 
 def _like(weekday: int, slot: int, known: Mapping[date, Row]) -> tuple[Fraction, Basis] | None:
