@@ -7,9 +7,10 @@ import base64
 import json
 from typing import Any
 
-from accounting import accounts, clients, storage, vault
+from accounting import accounts, clients, clock, storage, vault
 from accounting.clients import Kind
-from accounting.enterprise import plants
+from accounting.enterprise import budget_plans, budgets, plants
+from accounting.enterprise.budget import Plan
 from accounting.ids import new_id
 from api.config import Config, write_private
 from api.demo import plant as demo_plant
@@ -94,7 +95,22 @@ def _plant() -> str:
     there = plants.plant_by_uscc(PLANT_USCC)
     made = there or plants.add_plant("示范工厂（演示）", PLANT_USCC, "industry")
     demo_plant.seed(made.id)
+    _plan(made.id)
     return made.id
+
+
+def _plan(plant_id: str) -> None:
+    """A budget a little above what the year will come to."""
+    year = clock.city_day(clock.now()).year
+    if budget_plans.plan_of(plant_id, year) is None:
+        expected = budgets.standing(plant_id, year).lines
+        yearly = {
+            measure: line.forecast.amount * 102 // 100
+            for measure, line in expected.items()
+            if line.forecast.amount is not None
+        }
+        if yearly:
+            budget_plans.tell(plant_id, Plan(year, yearly))
 
 
 def _resident(number: int) -> dict[str, str]:

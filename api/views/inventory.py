@@ -119,12 +119,12 @@ class Emissions(MethodView):
 
 def _answer(found: Inventory) -> dict[str, Any]:
     return {
-        **_known(found.total),
+        **known(found.total),
         "by_carrier": {
-            name: _carrier(name, one) for name, one in sorted(found.total.by_carrier.items())
+            name: carrier(name, one) for name, one in sorted(found.total.by_carrier.items())
         },
         "series": [
-            {"period": period, "quantities": _quantities(total), **_known(total)}
+            {"period": period, "quantities": _quantities(total), **known(total)}
             for period, total in found.series
         ],
         "factor_set": found.factor_set,
@@ -132,7 +132,8 @@ def _answer(found: Inventory) -> dict[str, Any]:
     }
 
 
-def _known(total: Total) -> dict[str, Any]:
+def known(total: Total) -> dict[str, Any]:
+    """A total as it is answered: nothing known is null, never zero."""
     return {
         "co2e_kg": total.co2e_mg if total.known else None,
         "tce_kg": total.tce_mg if total.known else None,
@@ -149,7 +150,8 @@ def _quantities(total: Total) -> dict[str, Decimal]:
     }
 
 
-def _carrier(name: str, one: CarrierTotal) -> dict[str, Any]:
+def carrier(name: str, one: CarrierTotal) -> dict[str, Any]:
+    """A carrier as it is answered, with the factors it was computed with."""
     unit, size = SHOWN.get(one.unit, (None, 1))
     registry = factors.shipped()
     return {

@@ -156,7 +156,7 @@ class PlantLabels(MethodView):
         """The colour label of a year, with what each indicator rests on; unrated with the reason"""
         plant = own_plant(plant_id)
         year = wanted.get("year")
-        return _label(labels.rolling(plant) if year is None else labels.of_year(plant, year))
+        return shown(labels.rolling(plant) if year is None else labels.of_year(plant, year))
 
 
 @blueprint.route("/v1/operator/benchmarks")
@@ -247,7 +247,8 @@ def _who() -> str:
     return caller().client_id or caller().id
 
 
-def _label(made: PlantLabel) -> dict[str, Any]:
+def shown(made: PlantLabel) -> dict[str, Any]:
+    """A label as it is answered, in the reader's language."""
     return {
         "label": made.label.value,
         "name": label_rules.NAMES[made.label][language()],
