@@ -276,6 +276,7 @@ _CHINESE: tuple[tuple[str, str], ...] = (
     (r"1 to (\d+) printable ASCII characters\.", r"应为 1 至 \1 个可打印 ASCII 字符。"),
     (r"Not a valid phone number\.", "手机号码无效。"),
     (r"Not a known behaviour\.", "未知的行为。"),
+    (r"A month is named twice\.", "同一月份出现了两次。"),
     (r"There is no such (?:bank|partner|client)\.", "没有这样的机构。"),
     (r"Must not lie before (\w+)\.", r"不得早于 \1。"),
     (r"Must not lie after (\w+)\.", r"不得晚于 \1。"),
