@@ -11,7 +11,7 @@ from callers import Caller, machine, said
 from faults.crew import KILLED, Crew, Death
 from flask import Flask
 
-from accounting import clock, events, storage, subscriptions
+from accounting import clock, events, subscriptions
 from accounting.clients import Kind as ClientKind
 from accounting.enterprise import (
     alert_days,
@@ -19,6 +19,7 @@ from accounting.enterprise import (
     alerting,
     alerts,
     budget_plans,
+    editing,
     inventory_days,
     plants,
     readings,
@@ -27,6 +28,7 @@ from accounting.enterprise import (
 from accounting.enterprise.alert_rules import Rule, Severity
 from accounting.enterprise.alerts import Alert, AlertClosed, Finding, State, Subject, Why
 from accounting.enterprise.budget import Measure, Plan
+from accounting.enterprise.editing import Edit
 from accounting.enterprise.plants import Flow, Kind, Meter, Node, NodeKind, Shift
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT, SLOTS
@@ -238,16 +240,43 @@ def test_demand_is_what_is_bought_and_grows_worse(plant: str) -> None:
     assert told(plant, alert.id) == ["alert.opened", "alert.escalated"]
 
 
-def test_a_late_reading_that_brings_a_sum_back_withdraws_the_alert(plant: str) -> None:
-    """What a look at an older layer raised is closed by the look at the newer one."""
+def put_right(plant: str) -> None:
+    """The busy day was read wrongly: an operator sets it to what is usual."""
+    edits = [Edit(clock.start_of(TODAY) + slot * SLOT, 1_000) for slot in range(20, SLOTS)]
+    meter = plants.get_meter(plant, "m")
+    editing.edit(meter, edits, above=True, by="op", reason="wrong ratio")
+    validating.sweep(clock.now() + 2 * readings.DEBOUNCE)
+
+
+def test_an_edit_that_brings_the_day_back_withdraws_the_alert(plant: str) -> None:
     usual(plant)
     send(plant, high(TODAY))
-    edits = {str(slot): {"value": 1_000, "above": True} for slot in range(20, SLOTS)}
-    storage.database()["meter_days"].update_one(
-        {"_id": f"{plant}/m/{TODAY.isoformat()}"},
-        {"$set": {"edits": edits, "vee_due_at": clock.now()}, "$inc": {"version": 1}},
-    )
-    send(plant)
+    put_right(plant)
+    alerting.sweep(clock.now() + 2 * readings.DEBOUNCE)
+    assert [one.why_closed for one in found(plant, Rule.DAY_TOTAL)] == [Why.WITHDRAWN]
+
+
+def test_a_look_at_an_older_layer_takes_back_what_it_raises(
+    plant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between seeing and raising, the day is put right and another look finds nothing wrong."""
+    usual(plant)
+    readings.take(plant, high(TODAY))
+    validating.sweep(clock.now() + 2 * readings.DEBOUNCE)
+    real, looks = alerts.found, []
+
+    def overtaken(plant_id: str, finding: Finding) -> Alert:
+        if not looks:
+            looks.append(finding)
+            put_right(plant)
+            alerting.evaluate(plant, {TODAY})
+            assert alerts.live(plant) == []
+        return real(plant_id, finding)
+
+    monkeypatch.setattr(alerts, "found", overtaken)
+    alerting.evaluate(plant, {TODAY})
+    assert looks
+    assert alerts.live(plant) == []
     assert [one.why_closed for one in found(plant, Rule.DAY_TOTAL)] == [Why.WITHDRAWN]
 
 
