@@ -8,7 +8,8 @@ import marshmallow as ma
 from marshmallow import fields, validate
 
 from accounting.enterprise import inventory, plants, readings
-from accounting.enterprise.plants import Kind, Plant
+from accounting.enterprise.meters import Kind
+from accounting.enterprise.plants import Plant
 from accounting.enterprise.readings import End, Reading
 from accounting.enterprise.refusals import REFUSALS, MalformedReading
 from accounting.errors import Forbidden, ValidationFailed

@@ -20,12 +20,13 @@ from accounting.enterprise import (
     alerting,
     inventory_days,
     meterdays,
+    meters,
     plants,
     readings,
     validating,
 )
 from accounting.enterprise.meterdays import collection
-from accounting.enterprise.plants import Kind, Meter
+from accounting.enterprise.meters import Kind, Meter
 from accounting.enterprise.slots import SLOT, SLOTS
 from api.numbers import read_json
 from api.plain_readings import plain_body
@@ -52,7 +53,7 @@ def add_meters(plant: str, count: int) -> None:
     told = {"name": plant, "sector": "industry", "region": plants.REGION, "created_at": clock.now()}
     storage.database()["plants"].insert_one({"_id": plant, "uscc": plant, **told})
     for number in range(count):
-        plants.add_meter(
+        meters.add(
             Meter(plant, f"m{number}", "electricity", Kind.INTERVAL, "kWh", rated_kw=Decimal(400))
         )
 
@@ -201,10 +202,7 @@ def live(uri: str, workers: int, city_plants: int) -> None:
     names = [f"city{number}" for number in range(city_plants)]
     for plant in names:
         rows = [
-            {
-                **plants.meter_row(Meter(plant, f"m{one}", "electricity", Kind.INTERVAL, "kWh")),
-                "_id": f"{plant}/m{one}",
-            }
+            meters.stored(Meter(plant, f"m{one}", "electricity", Kind.INTERVAL, "kWh"))
             for one in range(100)
         ]
         storage.database()["meters"].insert_many(rows)

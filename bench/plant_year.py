@@ -18,9 +18,9 @@ from fractions import Fraction
 from typing import Any
 
 from accounting import clock
-from accounting.enterprise import meterdays, plants, readings, validating
+from accounting.enterprise import meterdays, meters, readings, validating
 from accounting.enterprise.meterdays import MeterDay
-from accounting.enterprise.plants import Kind, Meter, MeterChange
+from accounting.enterprise.meters import Kind, Meter, MeterChange
 from accounting.enterprise.slots import SLOT
 from accounting.enterprise.vee import Validated
 from api.numbers import read_json
@@ -59,10 +59,10 @@ def hand_over(
 ) -> Counter[str]:
     """Add the meter and send its year; what became of the rows."""
     kind = Kind.REGISTER if meter.terms.register else Kind.INTERVAL
-    plants.add_meter(Meter(PLANT, name, "electricity", kind, "kWh", rated_kw=Decimal(400)))
+    meters.add(Meter(PLANT, name, "electricity", kind, "kWh", rated_kw=Decimal(400)))
     for change in meter.changes:
         at = clock.start_of(FIRST) + change.slot * SLOT
-        plants.change_meter(PLANT, name, MeterChange(at, change.old_last, change.new_first))
+        meters.record_change(PLANT, name, MeterChange(at, change.old_last, change.new_first))
     rows = rows_of(name, meter)
     late = [row for row in rows if chance.random() < 0.01]
     held = {row["at"] for row in late}

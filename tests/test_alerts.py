@@ -21,6 +21,7 @@ from accounting.enterprise import (
     budget_plans,
     editing,
     inventory_days,
+    meters,
     plants,
     readings,
     validating,
@@ -29,7 +30,8 @@ from accounting.enterprise.alert_rules import Rule, Severity
 from accounting.enterprise.alerts import Alert, AlertClosed, Finding, State, Subject, Why
 from accounting.enterprise.budget import Measure, Plan
 from accounting.enterprise.editing import Edit
-from accounting.enterprise.plants import Flow, Kind, Meter, Node, NodeKind, Shift
+from accounting.enterprise.meters import Flow, Kind, Meter, Shift
+from accounting.enterprise.plants import Node, NodeKind
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT, SLOTS
 
@@ -62,7 +64,7 @@ def plant(app: Flask) -> str:
     """A plant with one line, one meter on it, and somebody who wants to hear of its alerts."""
     made = plants.add_plant("示范钢厂", USCC, "C3110").id
     plants.add_node(Node(made, "line", NodeKind.LINE))
-    plants.add_meter(Meter(made, "m", "electricity", Kind.INTERVAL, "kWh", node="line"))
+    meters.add(Meter(made, "m", "electricity", Kind.INTERVAL, "kWh", node="line"))
     party = events.party(ClientKind.PLANT, made)
     wanted = [str(one) for one in events.TYPES_OF[ClientKind.PLANT]]
     subscriptions.add(party, "https://plant.example.org/hook", wanted, 0)
@@ -169,9 +171,7 @@ def test_a_night_shift_that_nobody_planned(plant: str) -> None:
     """With a calendar of 8 to 20 o'clock: 48 kWh outside of it usually, 60 today."""
     shift = Shift((1, 2, 3, 4, 5, 6, 7), 480, 1_200)
     plants.add_node(Node(plant, "hall", NodeKind.WORKSHOP))
-    plants.add_meter(
-        Meter(plant, "h", "electricity", Kind.INTERVAL, "kWh", node="hall", shifts=(shift,))
-    )
+    meters.add(Meter(plant, "h", "electricity", Kind.INTERVAL, "kWh", node="hall", shifts=(shift,)))
     usual(plant, meter="h")
     night = rows(TODAY, "1.25", range(32), "h") + rows(TODAY, "1.25", range(80, SLOTS), "h")
     send(plant, night + rows(TODAY, "1", range(32, 80), "h"))
@@ -224,7 +224,7 @@ def test_a_limit_that_is_taken_away_takes_its_alert_along(plant: str) -> None:
 
 def test_demand_is_what_is_bought_and_grows_worse(plant: str) -> None:
     """Contracted 10 kW: 2.5 kWh a quarter. What the panels make does not count."""
-    plants.add_meter(Meter(plant, "pv", "electricity", Kind.INTERVAL, "kWh", flow=Flow.GENERATION))
+    meters.add(Meter(plant, "pv", "electricity", Kind.INTERVAL, "kWh", flow=Flow.GENERATION))
     alert_days.set_limit(plant, None, Decimal(10))
     send(plant, rows(TODAY, "9", range(8), "pv"), rows(TODAY, "2.3", range(4)))
     [alert] = found(plant, Rule.DEMAND, WHOLE)
@@ -243,7 +243,7 @@ def test_demand_is_what_is_bought_and_grows_worse(plant: str) -> None:
 def put_right(plant: str) -> None:
     """The busy day was read wrongly: an operator sets it to what is usual."""
     edits = [Edit(clock.start_of(TODAY) + slot * SLOT, 1_000) for slot in range(20, SLOTS)]
-    meter = plants.get_meter(plant, "m")
+    meter = meters.get(plant, "m")
     editing.edit(meter, edits, above=True, by="op", reason="wrong ratio")
     validating.sweep(clock.now() + 2 * readings.DEBOUNCE)
 
@@ -285,8 +285,8 @@ def test_a_look_at_an_older_layer_takes_back_what_it_raises(
 
 @pytest.mark.usefixtures("_noon")
 def test_a_meter_that_falls_silent_and_speaks_again(plant: str) -> None:
-    plants.add_meter(Meter(plant, "n", "electricity", Kind.INTERVAL, "kWh", node="line"))
-    plants.add_meter(Meter(plant, "new", "electricity", Kind.INTERVAL, "kWh", node="line"))
+    meters.add(Meter(plant, "n", "electricity", Kind.INTERVAL, "kWh", node="line"))
+    meters.add(Meter(plant, "new", "electricity", Kind.INTERVAL, "kWh", node="line"))
     # It is noon: slot 48 has begun. Both were heard until 11:00, one goes on.
     send(plant, rows(TODAY, "1", range(44)), rows(TODAY, "1", range(48), "n"))
     alerting.listen_to(plant, clock.now())
@@ -309,7 +309,7 @@ def test_a_meter_that_falls_silent_and_speaks_again(plant: str) -> None:
 
 @pytest.mark.usefixtures("_noon")
 def test_a_whole_plant_that_falls_silent_is_one_alert(plant: str) -> None:
-    plants.add_meter(Meter(plant, "n", "electricity", Kind.INTERVAL, "kWh"))
+    meters.add(Meter(plant, "n", "electricity", Kind.INTERVAL, "kWh"))
     send(plant, rows(TODAY, "1", range(40)), rows(TODAY, "1", range(42), "n"))
     alerting.listen_to(plant, clock.now())
     [alert] = alerts.live(plant)

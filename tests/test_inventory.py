@@ -20,13 +20,15 @@ from accounting.enterprise import (
     inventory,
     inventory_days,
     meterdays,
+    meters,
     plants,
     readings,
     validating,
 )
 from accounting.enterprise.boundary import Boundary
 from accounting.enterprise.inventory import By, Inventory
-from accounting.enterprise.plants import Flow, Kind, Meter, Node, NodeKind
+from accounting.enterprise.meters import Flow, Kind, Meter
+from accounting.enterprise.plants import Node, NodeKind
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT, SLOTS
 from accounting.factors import MissingFactor, Registry
@@ -47,7 +49,7 @@ def _noon() -> Iterator[None]:
 
 def put(name: str, plant: str = "p", carrier: str = "electricity", **changes: Any) -> Meter:
     unit = changes.pop("unit", "kWh")
-    return plants.add_meter(Meter(plant, name, carrier, Kind.INTERVAL, unit, **changes))
+    return meters.add(Meter(plant, name, carrier, Kind.INTERVAL, unit, **changes))
 
 
 def at(slot: int, day: date = DAY) -> datetime:
@@ -385,7 +387,7 @@ def test_an_older_count_that_comes_late_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        Death("accounting.enterprise.plants:heard_since", "after"),
+        Death("accounting.enterprise.meters:heard_since", "after"),
         Death("accounting.enterprise.inventory_days:_write", "before"),
         Death("accounting.enterprise.inventory_days:_write", "after"),
     ],

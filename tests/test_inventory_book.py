@@ -18,13 +18,15 @@ from accounting.enterprise import (
     inventory_book,
     inventory_days,
     inventory_entries,
+    meters,
     periods,
     plants,
     readings,
     validating,
 )
 from accounting.enterprise.inventory_entries import CertificateUsed, Evidence, MoreThanBought
-from accounting.enterprise.plants import Kind, Meter, Node, NodeKind
+from accounting.enterprise.meters import Kind, Meter
+from accounting.enterprise.plants import Node, NodeKind
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT
 from accounting.errors import KeyReused, ValidationFailed
@@ -50,7 +52,7 @@ def _noon(app: Flask) -> Iterator[None]:
 
 def send(slot: int, kwh: Any, day: date = DAY, plant: str = "p") -> None:
     """One quarter hour of the plant's meter, counted at once."""
-    plants.add_meter(Meter(plant, "m", "electricity", Kind.INTERVAL, "kWh"))
+    meters.add(Meter(plant, "m", "electricity", Kind.INTERVAL, "kWh"))
     at = clock.start_of(day) + slot * SLOT
     readings.take(plant, [Reading("m", at, Decimal(kwh), Kind.INTERVAL)])
     inventory.for_period(plant, day, day)
@@ -148,7 +150,7 @@ def test_a_main_meter_heard_earlier_than_known_is_posted_through_a_death(crew: C
     """On the second day the line alone is known: its sum ends when the main meter covers it."""
     last = date(2023, 6, 3)
     plants.add_node(Node("p", "line", NodeKind.LINE))
-    plants.add_meter(Meter("p", "l", "electricity", Kind.INTERVAL, "kWh", node="line"))
+    meters.add(Meter("p", "l", "electricity", Kind.INTERVAL, "kWh", node="line"))
     for day in (DAY, NEXT, last):
         told = [Reading("l", clock.start_of(day), Decimal(5), Kind.INTERVAL)]
         readings.take("p", told)
@@ -158,7 +160,7 @@ def test_a_main_meter_heard_earlier_than_known_is_posted_through_a_death(crew: C
     assert [mg for _, mg in posted()] == [5 * MG, 5 * MG, 8 * MG]
     readings.take("p", [Reading("m", clock.start_of(DAY), Decimal(9), Kind.INTERVAL)])
     validating.catch_up("p", DAY, last)
-    step = Death("accounting.enterprise.plants:heard_since", "after")
+    step = Death("accounting.enterprise.meters:heard_since", "after")
     assert crew.run("count_inventory", step) == KILLED
     inventory_days.catch_up("p", DAY, last)
     with clock.travel(timedelta(hours=1)):

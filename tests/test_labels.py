@@ -21,16 +21,19 @@ from accounting.clients import Kind as ClientKind
 from accounting.enterprise import (
     alert_reviews,
     alerts,
+    figures,
     inventory_days,
     label_vetoes,
     labels,
+    meters,
     plants,
     readings,
     validating,
 )
 from accounting.enterprise.alert_rules import Rule
 from accounting.enterprise.label_rules import Doubt, Label, Reason
-from accounting.enterprise.plants import Kind, Meter, Plant
+from accounting.enterprise.meters import Kind, Meter
+from accounting.enterprise.plants import Plant
 from accounting.enterprise.readings import ROWS_MAX, Reading
 
 USCC = "91330802MA2DH0000Y"
@@ -49,7 +52,7 @@ def _noon() -> Iterator[None]:
 @pytest.fixture
 def plant(app: Flask) -> Plant:
     made = plants.add_plant("示范钢厂", USCC, SECTOR)
-    plants.add_meter(Meter(made.id, "m", "electricity", Kind.INTERVAL, "kWh", interval_minutes=60))
+    meters.add(Meter(made.id, "m", "electricity", Kind.INTERVAL, "kWh", interval_minutes=60))
     return made
 
 
@@ -77,7 +80,7 @@ def used(plant: Plant, first_month: str, last_month: str, kwh: int) -> None:
 
 def told(plant: Plant, *months: str, output: int = 100, tax_fen: int | None = 1_000_000) -> None:
     for month in months:
-        plants.add_figures(
+        figures.add(
             plant.id,
             month,
             output=Decimal(output),
@@ -256,7 +259,7 @@ def test_benchmarks_are_versions_with_a_trail(operator: Caller) -> None:
     assert (trail[0]["after"]["tax"], trail[0]["reason"]) == ("3", "census")
     with ThreadPoolExecutor(8) as pool:
         made = pool.map(
-            lambda number: plants.add_benchmark("C9", 2025, {"tax": Decimal(number)}, "x").version,
+            lambda number: figures.add_benchmark("C9", 2025, {"tax": Decimal(number)}, "x").version,
             range(1, 9),
         )
     assert sorted(made) == [1, 2, 3, 4, 5, 6, 7, 8]

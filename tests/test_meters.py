@@ -17,10 +17,10 @@ from works import Works, layer, open_works, row
 
 from accounting import audit, clock, jobs
 from accounting.clients import Kind as ClientKind
-from accounting.enterprise import checking, editing, meterdays, plants, readings, validating
+from accounting.enterprise import checking, editing, meterdays, meters, readings, validating
 from accounting.enterprise.checking import Day
 from accounting.enterprise.editing import Edit
-from accounting.enterprise.plants import Kind, Meter
+from accounting.enterprise.meters import Kind, Meter
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT, Quality
 from accounting.errors import AccountBusy
@@ -222,7 +222,7 @@ def test_only_operators_edit(works: Works) -> None:
 
 
 def put(plant: str) -> Meter:
-    return plants.add_meter(Meter(plant, "m", "electricity", Kind.INTERVAL, "kWh"))
+    return meters.add(Meter(plant, "m", "electricity", Kind.INTERVAL, "kWh"))
 
 
 def at(slot: int) -> datetime:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting import clock, storage
-from accounting.enterprise import plants, readings
-from accounting.enterprise.plants import Kind, Meter
+from accounting.enterprise import meters, readings
+from accounting.enterprise.meters import Kind, Meter
 from api.numbers import read_json
 from api.plain_readings import FIELDS, plain_body
 from api.plants import readings_of, take_readings
@@ -111,10 +111,10 @@ def test_columns_end_as_the_same_rows_one_by_one(seed: int) -> None:
     chance = random.Random(seed)
     with clock.stand(NOON):
         for plant in ("columns", "single"):
-            plants.add_meter(
+            meters.add(
                 Meter(plant, "m", "electricity", Kind.INTERVAL, "kWh", multiplier=Decimal("2.5"))
             )
-            plants.add_meter(Meter(plant, "r", "natural_gas", Kind.REGISTER, "Nm3"))
+            meters.add(Meter(plant, "r", "natural_gas", Kind.REGISTER, "Nm3"))
         for _ in range(2):
             sent = [_row(chance) for _ in range(400)]
             body = text_of(sent).encode()
@@ -140,7 +140,7 @@ def test_columns_end_as_the_same_rows_one_by_one(seed: int) -> None:
 
 @pytest.mark.usefixtures("app")
 def test_two_gateways_that_send_the_same_days_at_once_are_one() -> None:
-    plants.add_meter(Meter("p", "m", "electricity", Kind.INTERVAL, "kWh"))
+    meters.add(Meter("p", "m", "electricity", Kind.INTERVAL, "kWh"))
     begin = clock.start_of(date(2026, 5, 10))
     sent = [
         {
@@ -189,8 +189,8 @@ def _row(chance: random.Random) -> dict[str, Any]:
 )
 @pytest.mark.usefixtures("app")
 def test_a_row_to_refuse_is_refused_by_itself(changes: dict[str, Any], code: str) -> None:
-    plants.add_meter(Meter("p", "m1", "electricity", Kind.INTERVAL, "kWh"))
-    plants.add_meter(Meter("p", "r", "electricity", Kind.REGISTER, "kWh"))
+    meters.add(Meter("p", "m1", "electricity", Kind.INTERVAL, "kWh"))
+    meters.add(Meter("p", "r", "electricity", Kind.REGISTER, "kWh"))
     found = plain_body(text_of([PLAIN, PLAIN | changes]).encode())
     assert found is not None
     with clock.stand(NOON):

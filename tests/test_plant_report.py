@@ -16,7 +16,7 @@ from pypdf import PdfReader
 
 from accounting import clock
 from accounting.clients import Kind as ClientKind
-from accounting.enterprise import plants
+from accounting.enterprise import figures, plants
 from api.demo import seed
 from integrations import jws
 
@@ -78,7 +78,7 @@ def report(of: Caller, plant: str, form: str = "application/json", to: str = "zh
 
 def test_the_figures_of_the_year_and_what_they_rest_on(works: tuple[Caller, Caller]) -> None:
     manager, operator = works
-    plants.add_benchmark(
+    figures.add_benchmark(
         "C1751", 2026, {"product": Decimal(1_000_000), "added_value": Decimal(10)}, "a test"
     )
     manager.post(f"/v1/plants/{manager.id}/budget", {"year": 2026, "yearly": {"kwh": 1_000_000}})

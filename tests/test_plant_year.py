@@ -17,13 +17,13 @@ from accounting.enterprise import (
     alerts,
     inventory,
     meterdays,
-    plants,
+    meters,
     readings,
     validating,
 )
 from accounting.enterprise.alert_rules import Rule, Severity
 from accounting.enterprise.inventory import By
-from accounting.enterprise.plants import Kind, Meter
+from accounting.enterprise.meters import Kind, Meter
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT, SLOTS
 
@@ -64,7 +64,7 @@ if STEEL.exists():
     def test_a_real_year_goes_through_late_and_out_of_order_and_comes_out_whole() -> None:
         rows = steel_year()
         assert len(rows) == 365 * SLOTS
-        plants.add_meter(Meter("p", "m", "electricity", Kind.INTERVAL, "kWh"))
+        meters.add(Meter("p", "m", "electricity", Kind.INTERVAL, "kWh"))
         chance = random.Random(2018)
         late = {chance.randrange(len(rows)) for _ in range(300)}
         parts = [

@@ -6,8 +6,9 @@ from decimal import Decimal
 import pytest
 from flask import Flask
 
-from accounting.enterprise import plants, sectors
-from accounting.enterprise.plants import Flow, Kind, Meter, Node, NodeKind
+from accounting.enterprise import figures, meters, plants, sectors, trees
+from accounting.enterprise.meters import Flow, Kind, Meter
+from accounting.enterprise.plants import Node, NodeKind
 from accounting.errors import ValidationFailed
 
 # Check digit by GB 32100: the code of an invented plant in Quzhou's area 330802.
@@ -36,20 +37,20 @@ def test_a_tree_sums_its_roots_only() -> None:
         electricity("p", "right", parent="whole"),
     )
     for meter in (whole, left, right):
-        plants.add_meter(meter)
-    measured = plants.meters("p")
-    assert [one.meter for one in plants.roots(measured)] == ["whole"]
+        meters.add(meter)
+    measured = meters.of_plant("p")
+    assert [one.meter for one in meters.roots(measured)] == ["whole"]
     # Of the children alone both count: nothing above them is in the sum.
-    assert [one.meter for one in plants.roots([left, right])] == ["left", "right"]
+    assert [one.meter for one in meters.roots([left, right])] == ["left", "right"]
 
 
 def test_a_meter_is_never_redefined(app: Flask) -> None:
     meter = electricity("p", "m", multiplier=Decimal(40))
-    assert plants.add_meter(meter) == plants.add_meter(meter)
-    with pytest.raises(plants.MeterExists):
-        plants.add_meter(electricity("p", "m", multiplier=Decimal(80)))
+    assert meters.add(meter) == meters.add(meter)
+    with pytest.raises(meters.MeterExists):
+        meters.add(electricity("p", "m", multiplier=Decimal(80)))
     # 1 kWh shown at a transformer ratio of 40 is 40,000 Wh.
-    assert plants.get_meter("p", "m").scale == 40_000
+    assert meters.get("p", "m").scale == 40_000
 
 
 @pytest.mark.parametrize(
@@ -64,23 +65,23 @@ def test_a_meter_is_never_redefined(app: Flask) -> None:
     ids=["unit", "carrier", "node", "parent", "flow"],
 )
 def test_a_meter_that_cannot_be_is_refused(wrong: Meter) -> None:
-    plants.add_meter(electricity("p", "made", flow=Flow.GENERATION))
+    meters.add(electricity("p", "made", flow=Flow.GENERATION))
     with pytest.raises(ValidationFailed):
-        plants.add_meter(wrong)
+        meters.add(wrong)
 
 
 def test_nodes_hang_below_each_other() -> None:
     for name, parent in (("shop", None), ("line", "shop"), ("pump", "line"), ("office", None)):
         plants.add_node(Node("p", name, NodeKind.LINE, parent=parent))
     tree = plants.nodes("p")
-    assert plants.below(tree, "shop") == {"shop", "line", "pump"}
+    assert trees.below("shop", plants.parents(tree)) == {"shop", "line", "pump"}
     with pytest.raises(plants.NodeExists):
         plants.add_node(Node("p", "pump", NodeKind.EQUIPMENT, parent="line"))
 
 
 def test_figures_are_corrected_by_a_revision_and_the_same_again_is_none() -> None:
     def told(tax_fen: int) -> int:
-        return plants.add_figures(
+        return figures.add(
             "p",
             "2026-03",
             output=Decimal("12.5"),
@@ -90,13 +91,13 @@ def test_figures_are_corrected_by_a_revision_and_the_same_again_is_none() -> Non
         ).revision
 
     assert [told(100), told(100), told(-50), told(100)] == [1, 1, 2, 3]
-    [newest] = plants.figures("p", "2026-01", "2026-12")
+    [newest] = figures.of_months("p", "2026-01", "2026-12")
     assert (newest.revision, newest.output, newest.tax_fen) == (3, Decimal("12.5"), 100)
 
 
 def test_revisions_of_eight_callers_at_once_have_no_gap() -> None:
     def told(tax_fen: int) -> int:
-        return plants.add_figures(
+        return figures.add(
             "p", "2026-03", output=None, output_unit=None, added_value_fen=None, tax_fen=tax_fen
         ).revision
 

@@ -15,8 +15,8 @@ from works import USCC, Works, layer, open_works, row
 
 from accounting import clock, storage
 from accounting.clients import Kind as ClientKind
-from accounting.enterprise import meterdays, plants, readings, validating
-from accounting.enterprise.plants import Kind, Meter, MeterChange
+from accounting.enterprise import meterdays, meters, readings, validating
+from accounting.enterprise.meters import Kind, Meter, MeterChange
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT
 
@@ -224,7 +224,7 @@ def test_a_gateway_gets_credentials_for_its_plant(works: Works) -> None:
 
 
 def put(plant: str, name: str = "m", **changes: Any) -> Meter:
-    return plants.add_meter(Meter(plant, name, "electricity", Kind.INTERVAL, "kWh", **changes))
+    return meters.add(Meter(plant, name, "electricity", Kind.INTERVAL, "kWh", **changes))
 
 
 def at(slot: int, day: date = DAY) -> datetime:
@@ -234,7 +234,7 @@ def at(slot: int, day: date = DAY) -> datetime:
 def final(plant: str, first: date, last: date) -> list[Any]:
     """The validated layer of all meters of a plant, after whatever is due was validated."""
     validating.catch_up(plant, first, last)
-    names = [meter.meter for meter in plants.meters(plant)]
+    names = [meter.meter for meter in meters.of_plant(plant)]
     return [
         (day.meter, day.day, day.raw, day.values, day.quality, day.rules, day.flags)
         for day in meterdays.days(plant, names, first, last)
@@ -263,7 +263,7 @@ def test_any_order_gives_the_same_final_layer(seed: int) -> None:
     with clock.travel(timedelta(days=30)):
         for plant, ordered in (("a", True), ("b", False), ("c", False)):
             put(plant)
-            plants.add_meter(Meter(plant, "r", "electricity", Kind.REGISTER, "kWh"))
+            meters.add(Meter(plant, "r", "electricity", Kind.REGISTER, "kWh"))
             sent = list(rows) if ordered else chance.sample(rows, len(rows))
             while sent:
                 size = chance.choice((50, 400, 900))
@@ -355,7 +355,7 @@ def test_only_the_days_whose_values_changed_are_told_to_the_inventory() -> None:
 
 @pytest.mark.usefixtures("app")
 def test_a_meter_that_was_swapped_is_validated_anew() -> None:
-    plants.add_meter(Meter("p", "r", "electricity", Kind.REGISTER, "kWh"))
+    meters.add(Meter("p", "r", "electricity", Kind.REGISTER, "kWh"))
     shown = {0: 500, 1: 501, 2: 40, 3: 41}
     readings.take(
         "p",
@@ -363,7 +363,7 @@ def test_a_meter_that_was_swapped_is_validated_anew() -> None:
     )
     [before] = final("p", DAY, DAY)
     assert (before[4][:3], before[5][1]) == ("AEA", "V9")
-    plants.change_meter("p", "r", MeterChange(at(2) - timedelta(minutes=5), 501_600, 39_800))
+    meters.record_change("p", "r", MeterChange(at(2) - timedelta(minutes=5), 501_600, 39_800))
     validating.touch("p", "r")
     [after] = final("p", DAY, DAY)
     # 0.6 kWh of the old one and 0.2 of the new.

@@ -19,10 +19,19 @@ from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
 from accounting import storage
-from accounting.enterprise import alert_rules, meterdays, plants, validating, workdays
+from accounting.enterprise import (
+    alert_rules,
+    meterdays,
+    meters,
+    plants,
+    trees,
+    validating,
+    workdays,
+)
 from accounting.enterprise.alert_rules import DayFigures, Rule, Severity, SlotVerdict
 from accounting.enterprise.meterdays import MeterDay
-from accounting.enterprise.plants import Flow, Meter, Node
+from accounting.enterprise.meters import Flow, Meter
+from accounting.enterprise.plants import Node
 from accounting.enterprise.slots import SLOTS, Row, start_of_slot
 
 ELECTRICITY = "electricity"
@@ -100,23 +109,24 @@ class Layout:
 
 
 def layout_of(plant_id: str) -> Layout:
-    measured, tree = plants.meters(plant_id), plants.nodes(plant_id)
+    measured, tree = meters.of_plant(plant_id), plants.nodes(plant_id)
     series = tuple(series_of(measured, tree))
     return Layout(plant_id, tuple(measured), series, limits(plant_id))
 
 
 def series_of(measured: Sequence[Meter], tree: Sequence[Node]) -> list[Series]:
     """The series of a plant: the whole first, then its nodes."""
+    parents = plants.parents(tree)
     nodes: list[tuple[str | None, list[Meter]]] = [(None, list(measured))]
     for node in tree:
-        under = plants.below(tree, node.node)
+        under = trees.below(node.node, parents)
         nodes.append((node.node, [one for one in measured if one.node in under]))
     made = []
     for name, there in nodes:
         for carrier in sorted({one.carrier for one in there}):
             of_carrier = [one for one in there if one.carrier == carrier]
             load = [one for one in of_carrier if one.flow is Flow.LOAD]
-            summed = plants.roots(load or [one for one in of_carrier if one.flow is Flow.IMPORT])
+            summed = meters.roots(load or [one for one in of_carrier if one.flow is Flow.IMPORT])
             if summed:
                 names = tuple(one.meter for one in summed)
                 made.append(Series(name, carrier, names, _schedule(summed)))
@@ -181,8 +191,8 @@ def figure(
         if 0 < (day - on).days <= IN_SERVICE_DAYS
         for name in one.heard
     }
-    meters = {name: _heard(one) for name, one in validated.items()}
-    in_service = recently | {name for name, one in meters.items() if one.until_slot}
+    heard = {name: _heard(one) for name, one in validated.items()}
+    in_service = recently | {name for name, one in heard.items() if one.until_slot}
     last = max((on for on in before if on < day), default=None)
     yesterday = before[last] if last is not None and (day - last).days == 1 else None
     found: dict[tuple[Rule, str], SlotVerdict] = {}
@@ -201,11 +211,11 @@ def figure(
         bought = [
             one for one in layout.meters if one.carrier == ELECTRICITY and one.flow is Flow.IMPORT
         ]
-        names = tuple(one.meter for one in plants.roots(bought))
+        names = tuple(one.meter for one in meters.roots(bought))
         values, quality = _sum(names, validated, in_service)
         _judge(found, Rule.DEMAND, f"/{ELECTRICITY}", values, quality, levels, yesterday)
     stamp = sum(one.validation for one in validated.values())
-    return PlantDay(layout.plant, day, stamp, figures, found, meters)
+    return PlantDay(layout.plant, day, stamp, figures, found, heard)
 
 
 def _judge(

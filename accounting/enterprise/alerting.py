@@ -15,7 +15,7 @@ from datetime import date, datetime, timedelta
 from pymongo import UpdateOne
 
 from accounting import clock
-from accounting.enterprise import alert_days, alert_rules, alerts, meterdays, plants
+from accounting.enterprise import alert_days, alert_rules, alerts, meterdays, meters, plants
 from accounting.enterprise.alert_days import Layout, PlantDay
 from accounting.enterprise.alert_rules import Rule, Verdict
 from accounting.enterprise.alerts import Alert, Finding, Subject, Why
@@ -218,7 +218,7 @@ def listen_to(plant_id: str, now: datetime) -> None:
     today = clock.city_day(now)
     heard = alert_days.heard_between(plant_id, today - NOT_IN_SERVICE_DAYS * _DAY, today)
     intervals = {
-        one.meter: timedelta(minutes=one.interval_minutes) for one in plants.meters(plant_id)
+        one.meter: timedelta(minutes=one.interval_minutes) for one in meters.of_plant(plant_id)
     }
     late = {
         name: severity

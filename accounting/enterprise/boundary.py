@@ -16,7 +16,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 
-from accounting.enterprise.plants import Flow, Meter, Node
+from accounting.enterprise import plants, trees
+from accounting.enterprise.meters import Flow, Meter
+from accounting.enterprise.plants import Node
 
 # Measured at plants, but neither energy nor carbon of theirs.
 OUTSIDE = frozenset({"water"})
@@ -32,7 +34,7 @@ class Boundary:
     """
 
     def __init__(self, meters: Iterable[Meter], tree: Sequence[Node], within: str | None) -> None:
-        self._parents = {node.node: node.parent for node in tree}
+        self._nodes = plants.parents(tree)
         inside = [
             one
             for one in meters
@@ -40,6 +42,7 @@ class Boundary:
             and (within is None or (one.node is not None and within in self._line(one.node)))
         ]
         self.meters = {one.meter: one for one in inside}
+        self._parents = {one.meter: one.parent for one in inside}
         self._known: dict[frozenset[str], Signs] = {}
 
     def signs(self, on: date) -> Signs:
@@ -88,7 +91,7 @@ class Boundary:
     ) -> bool:
         """Whether one of the others with this flow measures it too; `beside`: at its own node."""
         above = self._line(one.node)[0 if beside else 1 :]
-        measured = self._measured_by(one)
+        measured = trees.above(one.meter, self._parents)
         return any(
             other.flow is flow
             and other.meter != one.meter
@@ -96,21 +99,6 @@ class Boundary:
             for other in others
         )
 
-    def _measured_by(self, one: Meter) -> list[str]:
-        chain: list[str] = []
-        parent = one.parent
-        while parent is not None and parent != one.meter and parent not in chain:
-            chain.append(parent)
-            known = self.meters.get(parent)
-            parent = known.parent if known else None
-        return chain
-
     def _line(self, node: str | None) -> list[str | None]:
         """A node and those above it, up to the plant itself (None)."""
-        line: list[str | None] = [node]
-        while node is not None:
-            node = self._parents.get(node)
-            if node in line:
-                break
-            line.append(node)
-        return line
+        return [None] if node is None else [node, *trees.above(node, self._nodes), None]

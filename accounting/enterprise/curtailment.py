@@ -22,6 +22,8 @@ from enum import StrEnum
 from itertools import accumulate, takewhile
 from math import ceil
 
+from accounting.enterprise import trees
+
 # HiGHS computes with doubles, in which integers below this are exact.
 SUM_MAX = 2**53
 # Who asks waits so long at most. Lines that all lose alike can take for ever to tell apart to the
@@ -276,15 +278,7 @@ def _barred(loads: Sequence[Load], chains: _Chains) -> dict[str, Reason]:
 def _chains(loads: Iterable[Load]) -> _Chains:
     """Of each load the nodes above it, nearest first."""
     above = {one.node: one.above for one in loads}
-    chains: dict[str, tuple[str, ...]] = {}
-    for name in above:
-        chain: list[str] = []
-        parent = above[name]
-        while parent is not None and parent not in chain:
-            chain.append(parent)
-            parent = above.get(parent)
-        chains[name] = tuple(chain)
-    return chains
+    return {name: tuple(trees.above(name, above)) for name in above}
 
 
 def _fewest(weights: Iterable[int], need: int) -> int:

@@ -17,7 +17,9 @@ from accounting.enterprise import (
     curtailment,
     expecting,
     meterdays,
+    meters,
     plants,
+    trees,
     validating,
 )
 from accounting.enterprise.boundary import OUTSIDE, Boundary
@@ -25,7 +27,8 @@ from accounting.enterprise.carbon import ELECTRICITY
 from accounting.enterprise.carriers import UNITS
 from accounting.enterprise.curtailment import Choice, Load
 from accounting.enterprise.expecting import Basis, Expected, Place
-from accounting.enterprise.plants import Flow, Meter, Node, Plant
+from accounting.enterprise.meters import Flow, Meter
+from accounting.enterprise.plants import Node, Plant
 from accounting.enterprise.slots import SLOT, Row
 from accounting.errors import ValidationFailed
 
@@ -93,9 +96,9 @@ def answer(plant: Plant, order: Order) -> Answer:
         one.node: max(order.end, order.begin + timedelta(minutes=one.minimum_stop_minutes))
         for one in tree
     }
-    measured = [one for one in plants.meters(plant.id) if one.carrier not in OUTSIDE]
+    measured = [one for one in meters.of_plant(plant.id) if one.carrier not in OUTSIDE]
     told = _expectations(plant, measured, order.begin, max([order.end, *until.values()]))
-    solar = plants.roots(
+    solar = meters.roots(
         [one for one in measured if (one.carrier, one.flow) == (ELECTRICITY, Flow.GENERATION)]
     )
     # A panel of which nothing is known covers nothing.
@@ -119,7 +122,7 @@ def _loads(
     until: Mapping[str, datetime],
 ) -> tuple[list[Load], dict[str, list[Fraction]], dict[str, Basis]]:
     """Each node as a load, its power by quarter hour, and what that was expected from."""
-    by_name = {one.node: one for one in tree}
+    by_name, parents = {one.node: one for one in tree}, plants.parents(tree)
     used = _by_node(tree, measured)
     window = expecting.shares(order.begin, order.end)
     spans = {end: expecting.shares(order.begin, end) for end in {*until.values()}}
@@ -135,8 +138,9 @@ def _loads(
             must_run=node.must_run or node.node in order.keep,
             flexible=node.flexible,
         )
+        above = [by_name[name] for name in trees.above(node.node, parents)]
         own = _own(node.node, used[ELECTRICITY], told, tree)
-        if own is None and _is_part(node, used[ELECTRICITY], by_name):
+        if own is None and _is_part(node, used[ELECTRICITY], above):
             own = [Fraction(0)] * len(told.places)
         if own is not None:
             profiles[node.node] = own
@@ -145,7 +149,7 @@ def _loads(
             load = replace(load, watts=_watts(own, window, order))
             if load.watts:
                 energy_wh = _sum(own, span)
-                lost = int(energy_wh * _value(node, by_name) / 1_000) + node.restart_cost_fen
+                lost = int(energy_wh * _value(node, above) / 1_000) + node.restart_cost_fen
                 load = replace(
                     load,
                     lost_fen=lost,
@@ -229,25 +233,15 @@ def _own(
     return [max(one, Fraction(0)) for one in own]
 
 
-def _is_part(node: Node, used: Mapping[str, object], by_name: Mapping[str, Node]) -> bool:
+def _is_part(node: Node, used: Mapping[str, object], above: Iterable[Node]) -> bool:
     """Whether a node without meters is measured with one above it."""
-    if node.node in used:
-        return False
-    return any(one.node in used for one in _above(node, by_name))
+    return node.node not in used and any(one.node in used for one in above)
 
 
-def _value(node: Node, by_name: Mapping[str, Node]) -> int:
+def _value(node: Node, above: Iterable[Node]) -> int:
     """The value of a kilowatt hour at a node: its own, else that of the nearest above, else 0."""
-    told = (one.value_fen_per_kwh for one in (node, *_above(node, by_name)))
+    told = (one.value_fen_per_kwh for one in (node, *above))
     return next((value for value in told if value is not None), 0)
-
-
-def _above(node: Node, by_name: Mapping[str, Node]) -> list[Node]:
-    chain: list[Node] = []
-    while node.parent is not None and node.parent in by_name and len(chain) < plants.DEPTH_MAX:
-        node = by_name[node.parent]
-        chain.append(node)
-    return chain
 
 
 def _avoided(

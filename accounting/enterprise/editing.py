@@ -17,7 +17,7 @@ from pymongo.errors import BulkWriteError
 from accounting import audit, clock, storage
 from accounting.enterprise import meterdays, validating
 from accounting.enterprise.meterdays import MeterDay, collection, day_id
-from accounting.enterprise.plants import Meter
+from accounting.enterprise.meters import Meter
 from accounting.enterprise.screening import AMOUNT_MAX
 from accounting.enterprise.slots import SLOT_S, Quality, start_of_slot
 from accounting.errors import AccountBusy, DomainError, ValidationFailed

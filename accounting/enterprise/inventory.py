@@ -11,10 +11,18 @@ from decimal import Decimal
 from enum import StrEnum
 
 from accounting import clock, factors
-from accounting.enterprise import carbon, inventory_days, meterdays, plants, validating
+from accounting.enterprise import (
+    carbon,
+    inventory_days,
+    meterdays,
+    meters,
+    plants,
+    trees,
+    validating,
+)
 from accounting.enterprise.boundary import Boundary
 from accounting.enterprise.inventory_days import Day, Row
-from accounting.enterprise.plants import Meter
+from accounting.enterprise.meters import Meter
 from accounting.enterprise.slots import SLOT, SLOTS, start_of_slot
 from accounting.enterprise.slots import Row as Values
 from accounting.errors import AccountBusy, NotFound, ValidationFailed
@@ -147,9 +155,9 @@ def for_period(
         validating.catch_up(plant_id, first, last)
         inventory_days.catch_up(plant_id, first, last)
     # Read after counting: it says since when meters are heard.
-    meters = plants.meters(plant_id)
-    inside = None if node is None else plants.below(tree, node)
-    reader = _Reader(plant_id, Boundary(meters, tree, node), inside)
+    measured = meters.of_plant(plant_id)
+    inside = None if node is None else trees.below(node, plants.parents(tree))
+    reader = _Reader(plant_id, Boundary(measured, tree, node), inside)
     series: dict[str, Total] = {}
     for period, total in reader.pieces(start, stop, by):
         series.setdefault(period, Total()).merge(total)

@@ -16,7 +16,7 @@ from pymongo import UpdateOne
 
 from accounting import book, clock
 from accounting.book import Ask, Decide, Decision, Head, Line, Noted, Wanted
-from accounting.enterprise import inventory, inventory_days, meterdays, plants
+from accounting.enterprise import inventory, inventory_days, meterdays, meters, plants
 from accounting.enterprise.boundary import Boundary
 from accounting.enterprise.inventory import Total
 from accounting.enterprise.inventory_days import Day, collection, day_id
@@ -50,7 +50,7 @@ def due(now: datetime, limit: int) -> dict[str, list[Day]]:
 
 def post(plant_id: str, days: Sequence[Day], now: datetime) -> list[Day]:
     """Post days of a plant; returns those it is done with. They are due until `let_go`."""
-    bounds = Boundary(plants.meters(plant_id), plants.nodes(plant_id), None)
+    bounds = Boundary(meters.of_plant(plant_id), plants.nodes(plant_id), None)
     ordered = sorted(days, key=lambda day: day.day)
     totals = dict(_totals(bounds, ordered, now))
     held = held_of(book.on_days(plant_id, ordered[0].day, ordered[-1].day))

@@ -23,10 +23,10 @@ from pymongo.collection import Collection, ReturnDocument
 from pymongo.errors import BulkWriteError
 
 from accounting import clock, factors, storage
-from accounting.enterprise import carbon, meterdays, plants
+from accounting.enterprise import carbon, meterdays, meters, plants
 from accounting.enterprise.boundary import OUTSIDE
 from accounting.enterprise.meterdays import MeterDay, Touched
-from accounting.enterprise.plants import Flow, Meter
+from accounting.enterprise.meters import Flow, Meter
 from accounting.enterprise.slots import Quality
 from accounting.enterprise.slots import Row as Values
 from accounting.errors import AccountBusy
@@ -191,14 +191,14 @@ def value_anew(plant_id: str, wanted: Sequence[date], registry: Registry) -> lis
     if not wanted:
         return []
     region = plants.region_of(plant_id)
-    meters = {one.meter: one for one in plants.meters(plant_id)}
+    measured = {one.meter: one for one in meters.of_plant(plant_id)}
 
     def lay(held: Sequence[Day]) -> list[Day]:
         return [replace(day, rows=rows_of(day), cause=FACTORS) for day in held]
 
     def rows_of(day: Day) -> Mapping[str, Row]:
         return {
-            name: worth(row, meters[name], day.day, region, registry)
+            name: worth(row, measured[name], day.day, region, registry)
             for name, row in day.rows.items()
         }
 
@@ -223,8 +223,8 @@ def _count_plant(
     plant_id: str, changed: Mapping[date, Sequence[MeterDay]], registry: Registry
 ) -> None:
     region = plants.region_of(plant_id)
-    meters = {one.meter: one for one in plants.meters(plant_id)}
-    _hear(plant_id, meters, changed)
+    measured = {one.meter: one for one in meters.of_plant(plant_id)}
+    _hear(plant_id, measured, changed)
 
     def lay(held: Sequence[Day]) -> list[Day]:
         return [replace(day, rows=rows_of(day), cause=READINGS) for day in held]
@@ -233,23 +233,23 @@ def _count_plant(
         rows = dict(day.rows)
         for one in changed[day.day]:
             before = rows.get(one.meter)
-            if meters[one.meter].carrier in OUTSIDE:
+            if measured[one.meter].carrier in OUTSIDE:
                 continue
             if before is None or before.validation <= one.validation:
-                rows[one.meter] = row_of(meters[one.meter], one, region, registry)
+                rows[one.meter] = row_of(measured[one.meter], one, region, registry)
         return rows
 
     change(plant_id, changed, lay)
 
 
 def _hear(
-    plant_id: str, meters: Mapping[str, Meter], changed: Mapping[date, Sequence[MeterDay]]
+    plant_id: str, measured: Mapping[str, Meter], changed: Mapping[date, Sequence[MeterDay]]
 ) -> None:
     """Keep since when meters are heard; it decides which others they cover, on other days too."""
     earlier: dict[str, date] = {}
     for on, those in changed.items():
         for one in those:
-            known = earlier.get(one.meter) or meters[one.meter].first_day
+            known = earlier.get(one.meter) or measured[one.meter].first_day
             if one.quality.strip("M") and (known is None or on < known):
                 earlier[one.meter] = on
     if not earlier:
@@ -257,7 +257,7 @@ def _hear(
     since = min(earlier.values()).isoformat()
     # Kept until the days are marked: a crash in between must not leave them as they were posted.
     _runs().update_one({"_id": plant_id}, {"$min": {"covers_from": since}}, upsert=True)
-    plants.heard_since(plant_id, earlier)
+    meters.heard_since(plant_id, earlier)
     _mark(plant_id, since)
 
 

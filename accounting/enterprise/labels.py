@@ -16,11 +16,12 @@ import mongoengine as me
 from pymongo.collection import Collection
 
 from accounting import clock, storage
-from accounting.enterprise import inventory, label_rules, label_vetoes, plants, sectors
+from accounting.enterprise import figures, inventory, label_rules, label_vetoes, plants, sectors
+from accounting.enterprise.figures import Benchmark
 from accounting.enterprise.inventory import By, Total
 from accounting.enterprise.label_rules import Doubt, Indicator, Label, Reason, Told
 from accounting.enterprise.label_vetoes import Veto
-from accounting.enterprise.plants import Benchmark, Plant
+from accounting.enterprise.plants import Plant
 from accounting.errors import DomainError
 
 MONTHS = 12
@@ -167,7 +168,7 @@ def _period(plant_id: str, months: Sequence[str], *, running: bool, fresh: bool)
     totals = {month: total for month, total in found.series if total.known}
     told = {
         one.month: Told(one.output, one.output_unit, one.added_value_fen, one.tax_fen)
-        for one in plants.figures(plant_id, months[0], months[-1])
+        for one in figures.of_months(plant_id, months[0], months[-1])
     }
     known = [month for month in months if month in totals or month in told]
     begin = months.index(known[0]) if known else 0
@@ -200,7 +201,7 @@ def _doubts(
 def _benchmark(sector: str, year: int, running: bool) -> Benchmark | None:
     """The newest version of the sector's year; of a running year an earlier one may stand in."""
     for back in range(BENCHMARK_YEARS_BACK + 1 if running else 1):
-        found = plants.benchmark(sector, year - back)
+        found = figures.benchmark(sector, year - back)
         if found is not None:
             return found
     return None

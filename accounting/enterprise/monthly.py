@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from accounting import clock
-from accounting.enterprise import checking, meterdays, plants, validating
+from accounting.enterprise import checking, meterdays, meters, validating
 from accounting.enterprise.checking import Day, Month, Unbalanced
-from accounting.enterprise.plants import Kind, Meter
+from accounting.enterprise.meters import Kind, Meter
 from accounting.enterprise.slots import SLOT, SLOTS
 
 
@@ -23,7 +23,7 @@ def quality(plant_id: str, month: str) -> Quality:
     """A month of a plant as it is known now; of a month that goes on, what is over of it."""
     first, last = clock.first_day(month), clock.last_day(month)
     validating.catch_up(plant_id, first, last)
-    measured = plants.meters(plant_id)
+    measured = meters.of_plant(plant_id)
     days = {
         (one.meter, one.day): Day(one.total, one.quality)
         for one in meterdays.totals(plant_id, first, last)

@@ -10,13 +10,22 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from accounting import clock
-from accounting.enterprise import budgets, inventory, inventory_days, labels, meterdays, plants
+from accounting.enterprise import (
+    budgets,
+    inventory,
+    inventory_days,
+    labels,
+    meterdays,
+    meters,
+    plants,
+)
 from accounting.enterprise.boundary import Boundary
 from accounting.enterprise.budgets import Standing
 from accounting.enterprise.carbon import ELECTRICITY
 from accounting.enterprise.inventory import By, Inventory
 from accounting.enterprise.labels import PlantLabel
-from accounting.enterprise.plants import Flow, Meter, Node, Plant
+from accounting.enterprise.meters import Flow, Meter
+from accounting.enterprise.plants import Node, Plant
 from accounting.enterprise.slots import SLOTS, start_of_slot
 
 CURVE_DAYS = 28
@@ -71,8 +80,8 @@ def of_year(plant: Plant, year: int) -> PlantReport:
     first = date(year, 1, 1)
     last = max(first, min(date(year, 12, 31), clock.city_day(now)))
     found = inventory.for_period(plant.id, first, last, By.MONTH)
-    tree, meters = plants.nodes(plant.id), plants.meters(plant.id)
-    deductions, generated_wh = _deductions(plant, first, last, tree, meters)
+    tree, measured = plants.nodes(plant.id), meters.of_plant(plant.id)
+    deductions, generated_wh = _deductions(plant, first, last, tree, measured)
     return PlantReport(
         plant=plant,
         year=year,
@@ -83,15 +92,15 @@ def of_year(plant: Plant, year: int) -> PlantReport:
         standing=budgets.standing(plant.id, year, fresh=False),
         deductions=deductions,
         generated_wh=generated_wh,
-        curve=_curve(plant, max(first, last - (CURVE_DAYS - 1) * _DAY), last, tree, meters),
+        curve=_curve(plant, max(first, last - (CURVE_DAYS - 1) * _DAY), last, tree, measured),
     )
 
 
 def _deductions(
-    plant: Plant, first: date, last: date, tree: Sequence[Node], meters: Sequence[Meter]
+    plant: Plant, first: date, last: date, tree: Sequence[Node], measured: Sequence[Meter]
 ) -> tuple[tuple[Deduction, ...], int]:
     """What the boundary subtracts, and all that was generated, whether subtracted or not."""
-    bounds = Boundary(meters, tree, None)
+    bounds = Boundary(measured, tree, None)
     taken: dict[Flow, list[int]] = defaultdict(lambda: [0, 0])
     generated_wh = 0
     for on, day in inventory_days.days(plant.id, first, last).items():
@@ -110,11 +119,13 @@ def _deductions(
 
 
 def _curve(
-    plant: Plant, first: date, last: date, tree: Sequence[Node], meters: Sequence[Meter]
+    plant: Plant, first: date, last: date, tree: Sequence[Node], measured: Sequence[Meter]
 ) -> Curve:
     """What the plant draws over the day."""
     drawing = [
-        one for one in meters if one.carrier == ELECTRICITY and one.flow in (Flow.IMPORT, Flow.LOAD)
+        one
+        for one in measured
+        if one.carrier == ELECTRICITY and one.flow in (Flow.IMPORT, Flow.LOAD)
     ]
     names = sorted(Boundary(drawing, tree, None).signs(last))
     days = [first + number * _DAY for number in range((last - first).days + 1)]

@@ -23,9 +23,9 @@ from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError
 
 from accounting import clock, quantities, storage
-from accounting.enterprise import plants
+from accounting.enterprise import meters
 from accounting.enterprise.meterdays import collection, day_id
-from accounting.enterprise.plants import Kind, Meter
+from accounting.enterprise.meters import Kind, Meter
 from accounting.enterprise.screening import AMOUNT_MAX
 from accounting.enterprise.slots import SLOT_S, SLOTS
 from accounting.errors import AccountBusy
@@ -263,7 +263,7 @@ def _runs(ordered: npt.NDArray[np.int64]) -> list[slice]:
 
 def _known(plant_id: str, names: Iterable[str]) -> dict[str, _Known]:
     """Those of the named meters that the plant has."""
-    return {meter.meter: _Known(meter) for meter in plants.named_meters(plant_id, names)}
+    return {meter.meter: _Known(meter) for meter in meters.named(plant_id, names)}
 
 
 def _slot_of(at: datetime) -> tuple[date, int, int]:

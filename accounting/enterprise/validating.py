@@ -18,9 +18,9 @@ from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
 from accounting import clock, storage
-from accounting.enterprise import meterdays, plants, vee, workdays
+from accounting.enterprise import meterdays, meters, vee, workdays
 from accounting.enterprise.meterdays import collection, day_id, layer_of
-from accounting.enterprise.plants import Kind, Meter
+from accounting.enterprise.meters import Kind, Meter
 from accounting.enterprise.registers import Change
 from accounting.enterprise.screening import HISTORY_DAYS
 from accounting.enterprise.slots import EMPTY, SLOT, SLOT_S, SLOTS
@@ -110,12 +110,12 @@ def _by_meter(rows: Iterable[storage.Doc]) -> Iterator[Due]:
     due: dict[tuple[str, str], list[date]] = defaultdict(list)
     for row in rows:
         due[row["plant"], row["meter"]].append(date.fromisoformat(row["day"]))
-    meters: dict[str, dict[str, Meter]] = {}
+    by_plant: dict[str, dict[str, Meter]] = {}
     for (plant_id, name), days in due.items():
-        if plant_id not in meters:
-            meters[plant_id] = {one.meter: one for one in plants.meters(plant_id)}
+        if plant_id not in by_plant:
+            by_plant[plant_id] = {one.meter: one for one in meters.of_plant(plant_id)}
         for together in _together(sorted(days)):
-            yield meters[plant_id][name], together
+            yield by_plant[plant_id][name], together
 
 
 def _together(days: Sequence[date]) -> Iterable[list[date]]:

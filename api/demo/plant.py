@@ -10,8 +10,9 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from accounting import clock
-from accounting.enterprise import alert_days, plants, readings
-from accounting.enterprise.plants import Flow, Kind, Meter, Node, NodeKind
+from accounting.enterprise import alert_days, figures, meters, plants, readings
+from accounting.enterprise.meters import Flow, Kind, Meter
+from accounting.enterprise.plants import Node, NodeKind
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT, SLOTS
 
@@ -79,9 +80,9 @@ def seed(plant_id: str) -> None:
     there = loads(plant_id)
     for one in there:
         plants.add_node(one.node)
-        plants.add_meter(_meter(plant_id, one.node.node, one.rated_kw, Flow.LOAD))
+        meters.add(_meter(plant_id, one.node.node, one.rated_kw, Flow.LOAD))
     plants.add_node(Node(plant_id, "roof", NodeKind.EQUIPMENT, "屋顶光伏"))
-    plants.add_meter(_meter(plant_id, "roof", ROOF_KW, Flow.GENERATION))
+    meters.add(_meter(plant_id, "roof", ROOF_KW, Flow.GENERATION))
     now = clock.now()
     today = clock.city_day(now)
     month = clock.add_months(clock.month_of(today), -1)
@@ -99,7 +100,7 @@ def seed(plant_id: str) -> None:
 def _tell(plant_id: str, month: str) -> None:
     """What the plant made and paid last month, what it contracted, and what others come to."""
     alert_days.set_limit(plant_id, None, CONTRACTED_KW)
-    plants.add_figures(
+    figures.add(
         plant_id,
         month,
         output=Decimal(560),
@@ -108,7 +109,7 @@ def _tell(plant_id: str, month: str) -> None:
         tax_fen=31_000_000,
     )
     sector = plants.get_plant(plant_id).sector
-    plants.add_benchmark(sector, int(month[:4]), AVERAGES, "demo")
+    figures.add_benchmark(sector, int(month[:4]), AVERAGES, "demo")
 
 
 def _meter(plant_id: str, node: str, rated_kw: int, flow: Flow) -> Meter:

@@ -9,11 +9,11 @@ from flask.views import MethodView
 from marshmallow import fields, validate
 
 from accounting import audit, clock
-from accounting.enterprise import editing, monthly, plants, validating
+from accounting.enterprise import editing, meters, monthly, validating
 from accounting.enterprise.carriers import UNITS
 from accounting.enterprise.checking import Month, Unbalanced
 from accounting.enterprise.editing import EDITS_MAX, Edit
-from accounting.enterprise.plants import Meter, MeterChange
+from accounting.enterprise.meters import Meter, MeterChange
 from accounting.enterprise.slots import Quality
 from accounting.errors import ValidationFailed
 from api.idempotency import idempotent
@@ -121,7 +121,7 @@ class MeterEdits(MethodView):
         What was sent stays as `raw`. An actual reading that comes later replaces the edit, unless
         `above_actual` was said.
         """
-        known = plants.get_meter(plant_id, meter)
+        known = meters.get(plant_id, meter)
         per = UNITS[known.unit][1]
         edits = [
             Edit(one["at"], None if one["value"] is None else int(one["value"] * per))
@@ -146,7 +146,7 @@ class MeterChanges(MethodView):
         With the last number of the old one and the first of the new one nothing is lost between
         them. Every day of the meter is validated anew.
         """
-        known = plants.get_meter(plant_id, meter)
+        known = meters.get(plant_id, meter)
         if wanted["at"] > clock.now():
             raise ValidationFailed("/at", "Must not lie ahead.", "不得晚于当前时间。")
         old_last, new_first = (
@@ -164,7 +164,7 @@ class MeterChanges(MethodView):
                 "new_first": str(wanted["new_first"]),
             },
         )
-        changed = plants.change_meter(
+        changed = meters.record_change(
             plant_id, meter, MeterChange(wanted["at"], old_last, new_first)
         )
         validating.touch(plant_id, meter)

@@ -7,11 +7,11 @@ from flask.views import MethodView
 from marshmallow import fields, validate
 
 from accounting import audit
-from accounting.enterprise import label_rules, label_vetoes, labels, plants
+from accounting.enterprise import figures, label_rules, label_vetoes, labels, plants
+from accounting.enterprise.figures import Benchmark
 from accounting.enterprise.label_rules import Doubt, Indicator, Label, Reason
 from accounting.enterprise.label_vetoes import Kind as VetoKind
 from accounting.enterprise.labels import PlantLabel
-from accounting.enterprise.plants import Benchmark
 from accounting.errors import ValidationFailed
 from api.idempotency import business_key, idempotent
 from api.numbers import Digits, Instant, Quantity, Schema, Whole
@@ -174,8 +174,10 @@ class Benchmarks(MethodView):
         }
         if not intensities:
             raise ValidationFailed("/product", "Give at least one.", "至少填写一项。")
-        before = plants.benchmark(wanted["sector"], wanted["year"])
-        told = plants.add_benchmark(wanted["sector"], wanted["year"], intensities, wanted["source"])
+        before = figures.benchmark(wanted["sector"], wanted["year"])
+        told = figures.add_benchmark(
+            wanted["sector"], wanted["year"], intensities, wanted["source"]
+        )
         audit.note(
             _who(),
             "benchmark published",
@@ -194,7 +196,7 @@ class Benchmarks(MethodView):
 
         def find(before: int | None, limit: int) -> list[Benchmark]:
             sector, year = wanted["sector"], wanted["year"]
-            return plants.benchmark_versions(sector, year, before=before, limit=limit)
+            return figures.benchmark_versions(sector, year, before=before, limit=limit)
 
         return newest(wanted, find, _benchmark, by=lambda one: one.version)
 

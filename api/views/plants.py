@@ -9,10 +9,11 @@ from flask.views import MethodView
 from marshmallow import fields, validate
 
 from accounting import audit, clock
-from accounting.enterprise import meterdays, plants, readings, validating
+from accounting.enterprise import figures, meterdays, meters, plants, readings, validating
 from accounting.enterprise.carriers import CARRIERS, UNITS
 from accounting.enterprise.meterdays import MeterDay
-from accounting.enterprise.plants import Flow, Kind, Meter, Node, NodeKind, Shift
+from accounting.enterprise.meters import Flow, Kind, Meter, Shift
+from accounting.enterprise.plants import Node, NodeKind
 from accounting.enterprise.readings import ACCEPTED, CONFLICT, DUPLICATE, REJECTED, ROWS_MAX
 from accounting.enterprise.slots import SLOT, SLOTS, Quality, start_of_slot
 from api.filing import FILE, QueuedAnswer, queued
@@ -115,7 +116,7 @@ class MeterRequest(Schema):
         load_default=Flow.IMPORT.value, validate=validate.OneOf([flow.value for flow in Flow])
     )
     interval_minutes = Whole(load_default=15, validate=validate.OneOf([15, 30, 60]))
-    modulus = Quantity(load_default=plants.MODULUS, above=0, maximum=10**12)
+    modulus = Quantity(load_default=meters.MODULUS, above=0, maximum=10**12)
     shifts = fields.List(
         fields.Nested(ShiftFields), load_default=list, validate=validate.Length(max=21)
     )
@@ -248,7 +249,7 @@ class Intervals(MethodView):
         multiplier.
         """
         own_plant(plant_id)
-        known = plants.get_meter(plant_id, meter)
+        known = meters.get(plant_id, meter)
         begin, end = span_of(wanted["begin"], wanted["end"], INTERVAL_DAYS_MAX)
         first, last = clock.city_day(begin), clock.city_day(end - timedelta(milliseconds=1))
         validating.catch_up(plant_id, first, last, meter)
@@ -288,9 +289,7 @@ class Meters(MethodView):
             for one in wanted.pop("shifts")
         )
         kind, flow = Kind(wanted.pop("kind")), Flow(wanted.pop("flow"))
-        meter = plants.add_meter(
-            Meter(plant=plant_id, kind=kind, flow=flow, shifts=shifts, **wanted)
-        )
+        meter = meters.add(Meter(plant=plant_id, kind=kind, flow=flow, shifts=shifts, **wanted))
         audit.note(caller().id, "meter added", f"{plant_id}/{meter.meter}")
         return meter
 
@@ -317,12 +316,12 @@ class Figures(MethodView):
     @blueprint.arguments(MonthlyFiguresRequest)
     @idempotent()
     @blueprint.response(201, MonthlyFiguresAnswer)
-    def post(self, wanted: dict[str, Any], plant_id: str) -> plants.Figures:
+    def post(self, wanted: dict[str, Any], plant_id: str) -> figures.Figures:
         """Output, added value and tax of a month; other figures for it are its next revision"""
         plants.get_plant(plant_id)
         month = wanted.pop("month")
-        before = plants.figures(plant_id, month, month)
-        told = plants.add_figures(plant_id, month, **wanted)
+        before = figures.of_months(plant_id, month, month)
+        told = figures.add(plant_id, month, **wanted)
         audit.note(
             caller().id,
             "figures reported",

@@ -16,13 +16,13 @@ from accounting.enterprise import (
     editing,
     inventory_days,
     inventory_entries,
+    meters,
     periods,
-    plants,
     readings,
     validating,
 )
 from accounting.enterprise.alerts import Why
-from accounting.enterprise.plants import Kind
+from accounting.enterprise.meters import Kind
 from accounting.enterprise.readings import Reading
 from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
@@ -73,7 +73,7 @@ def read_meter(plant: str, meter: str, at: str, value: str) -> list[str]:
 def edit_meter(plant: str, meter: str, at: str) -> None:
     """Set one slot by hand."""
     edits = [editing.Edit(datetime.fromisoformat(at), 7_000)]
-    editing.edit(plants.get_meter(plant, meter), edits, above=False, by="op", reason="first")
+    editing.edit(meters.get(plant, meter), edits, above=False, by="op", reason="first")
 
 
 def count_inventory() -> int:
