@@ -240,6 +240,14 @@ def test_demand_is_what_is_bought_and_grows_worse(plant: str) -> None:
     assert told(plant, alert.id) == ["alert.opened", "alert.escalated"]
 
 
+def test_what_a_main_meter_measures_is_not_added_again_below_it(plant: str) -> None:
+    meters.add(Meter(plant, "main", "electricity", Kind.INTERVAL, "kWh"))
+    layout = alert_days.layout_of(plant)
+    assert layout.bought == ("main",)
+    summed = {one.node: one.meters for one in layout.series}
+    assert (summed[None], summed["line"]) == (("main",), ("m",))
+
+
 def put_right(plant: str) -> None:
     """The busy day was read wrongly: an operator sets it to what is usual."""
     edits = [Edit(clock.start_of(TODAY) + slot * SLOT, 1_000) for slot in range(20, SLOTS)]

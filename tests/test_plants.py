@@ -1,12 +1,15 @@
 """Plants, their two trees, and figures that are corrected by adding."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import date
 from decimal import Decimal
 
 import pytest
 from flask import Flask
 
 from accounting.enterprise import figures, meters, plants, sectors, trees
+from accounting.enterprise.boundary import highest
 from accounting.enterprise.meters import Flow, Kind, Meter
 from accounting.enterprise.plants import Node, NodeKind
 from accounting.errors import ValidationFailed
@@ -30,18 +33,25 @@ def test_a_plant_is_registered_once_and_by_a_valid_code() -> None:
         plants.add_plant("a typo", USCC[:-1] + "9", "C3110")
 
 
-def test_a_tree_sums_its_roots_only() -> None:
+def test_only_the_highest_meters_are_summed() -> None:
     whole, left, right = (
         electricity("p", "whole"),
         electricity("p", "left", parent="whole"),
         electricity("p", "right", parent="whole"),
     )
-    for meter in (whole, left, right):
-        meters.add(meter)
-    measured = meters.of_plant("p")
-    assert [one.meter for one in meters.roots(measured)] == ["whole"]
+    assert highest([whole, left, right], []) == [whole]
     # Of the children alone both count: nothing above them is in the sum.
-    assert [one.meter for one in meters.roots([left, right])] == ["left", "right"]
+    assert highest([left, right], []) == [left, right]
+
+
+def test_a_meter_covers_those_at_the_nodes_below_it_once_it_was_heard() -> None:
+    tree = [Node("p", "hall", NodeKind.WORKSHOP), Node("p", "line", NodeKind.LINE, parent="hall")]
+    main, hall = electricity("p", "main"), electricity("p", "hall", node="hall")
+    line = electricity("p", "line", node="line")
+    assert highest([main, hall, line], tree) == [main]
+    assert highest([line, hall], tree) == [hall]
+    heard = replace(hall, first_day=date(2026, 3, 1))
+    assert highest([main, heard, line], tree) == [main, heard]
 
 
 def test_a_meter_is_never_redefined(app: Flask) -> None:

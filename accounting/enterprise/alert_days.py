@@ -1,7 +1,7 @@
 """What alerts look at of a plant's day: its series, and when each meter was last heard.
 
-A series is a carrier at a node, or of the whole plant: the sum of the meters there that no other
-meter of the sum measures too. Where some of them measure the whole load, those that measure what is
+A series is a carrier at a node, or of the whole plant: the sum of the meters there that no other of
+them covers (`boundary`). Where some of them measure the whole load, those that measure what is
 bought are left out, or own generation would hide what a line uses. A day of a plant is one document
 made from the validated layer alone, so making it twice makes it the same; `stamp` grows with that
 layer, and an older document never replaces a newer one.
@@ -29,12 +29,13 @@ from accounting.enterprise import (
     workdays,
 )
 from accounting.enterprise.alert_rules import DayFigures, Rule, Severity, SlotVerdict
+from accounting.enterprise.boundary import highest
+from accounting.enterprise.carbon import ELECTRICITY
 from accounting.enterprise.meterdays import MeterDay
 from accounting.enterprise.meters import Flow, Meter
 from accounting.enterprise.plants import Node
 from accounting.enterprise.slots import SLOTS, Row, start_of_slot
 
-ELECTRICITY = "electricity"
 # A meter is in service while it was heard within so many days; only such can leave gaps in a sum.
 IN_SERVICE_DAYS = 7
 
@@ -100,18 +101,22 @@ class PlantDay:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is known of a plant besides its readings. Limits in kW by node; None: contracted."""
+    """What is known of a plant besides its readings. Limits in kW by node; None: contracted.
+
+    `bought` are the meters whose sum is the power that is bought.
+    """
 
     plant: str
-    meters: tuple[Meter, ...]
+    bought: tuple[str, ...]
     series: tuple[Series, ...]
     limits: Mapping[str | None, Decimal]
 
 
 def layout_of(plant_id: str) -> Layout:
     measured, tree = meters.of_plant(plant_id), plants.nodes(plant_id)
-    series = tuple(series_of(measured, tree))
-    return Layout(plant_id, tuple(measured), series, limits(plant_id))
+    power = [one for one in measured if (one.carrier, one.flow) == (ELECTRICITY, Flow.IMPORT)]
+    bought = tuple(one.meter for one in highest(power, tree))
+    return Layout(plant_id, bought, tuple(series_of(measured, tree)), limits(plant_id))
 
 
 def series_of(measured: Sequence[Meter], tree: Sequence[Node]) -> list[Series]:
@@ -126,7 +131,8 @@ def series_of(measured: Sequence[Meter], tree: Sequence[Node]) -> list[Series]:
         for carrier in sorted({one.carrier for one in there}):
             of_carrier = [one for one in there if one.carrier == carrier]
             load = [one for one in of_carrier if one.flow is Flow.LOAD]
-            summed = meters.roots(load or [one for one in of_carrier if one.flow is Flow.IMPORT])
+            using = load or [one for one in of_carrier if one.flow is Flow.IMPORT]
+            summed = highest(using, tree)
             if summed:
                 names = tuple(one.meter for one in summed)
                 made.append(Series(name, carrier, names, _schedule(summed)))
@@ -208,11 +214,7 @@ def figure(
     if contracted is not None:
         limit = alert_rules.slot_limit(contracted)
         levels = [(limit * 9 / 10, Severity.WARNING), (limit, Severity.CRITICAL)]
-        bought = [
-            one for one in layout.meters if one.carrier == ELECTRICITY and one.flow is Flow.IMPORT
-        ]
-        names = tuple(one.meter for one in meters.roots(bought))
-        values, quality = _sum(names, validated, in_service)
+        values, quality = _sum(layout.bought, validated, in_service)
         _judge(found, Rule.DEMAND, f"/{ELECTRICITY}", values, quality, levels, yesterday)
     stamp = sum(one.validation for one in validated.values())
     return PlantDay(layout.plant, day, stamp, figures, found, heard)

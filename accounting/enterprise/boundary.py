@@ -26,6 +26,16 @@ OUTSIDE = frozenset({"water"})
 Signs = Mapping[str, int]
 
 
+def highest(measured: Sequence[Meter], tree: Sequence[Node]) -> list[Meter]:
+    """Of meters of one carrier and flow those that no other one of them covers.
+
+    One that nobody has ever heard covers no other, unless nobody has heard any.
+    """
+    cover = _Cover(measured, tree)
+    heard = [one for one in measured if one.first_day] or measured
+    return [one for one in measured if not cover.covers(heard, one, one.flow)]
+
+
 class Boundary:
     """The meters of a plant, or of one of its nodes and all below it.
 
@@ -33,16 +43,13 @@ class Boundary:
     heard. A meter nobody has ever heard is missing, and covers no other.
     """
 
-    def __init__(self, meters: Iterable[Meter], tree: Sequence[Node], within: str | None) -> None:
-        self._nodes = plants.parents(tree)
-        inside = [
-            one
+    def __init__(self, meters: Sequence[Meter], tree: Sequence[Node], within: str | None) -> None:
+        self._cover = _Cover(meters, tree)
+        self.meters = {
+            one.meter: one
             for one in meters
-            if one.carrier not in OUTSIDE
-            and (within is None or (one.node is not None and within in self._line(one.node)))
-        ]
-        self.meters = {one.meter: one for one in inside}
-        self._parents = {one.meter: one.parent for one in inside}
+            if one.carrier not in OUTSIDE and within in (None, *self._cover.line(one.node))
+        }
         self._known: dict[frozenset[str], Signs] = {}
 
     def signs(self, on: date) -> Signs:
@@ -73,11 +80,13 @@ class Boundary:
         covering = [one for one in group if one.meter in heard]
         by_flow = {flow: [one for one in group if one.flow is flow] for flow in Flow}
         roots = {
-            flow: [one for one in those if not self._covered(one, covering, flow)]
+            flow: [one for one in those if not self._cover.covers(covering, one, flow)]
             for flow, those in by_flow.items()
         }
         behind = {
-            one.meter for one in group if self._covered(one, covering, Flow.IMPORT, beside=True)
+            one.meter
+            for one in group
+            if self._cover.covers(covering, one, Flow.IMPORT, beside=True)
         }
         loads = [one for one in roots[Flow.LOAD] if one.meter not in behind]
         made = [one for one in roots[Flow.GENERATION] if loads and one.meter not in behind]
@@ -86,12 +95,20 @@ class Boundary:
         plus, minus = [*roots[Flow.IMPORT], *loads], [*made, *given]
         return {one.meter: 1 for one in plus} | {one.meter: -1 for one in minus}
 
-    def _covered(
-        self, one: Meter, others: Iterable[Meter], flow: Flow, *, beside: bool = False
+
+class _Cover:
+    """Which meters measure what others measure too."""
+
+    def __init__(self, meters: Iterable[Meter], tree: Iterable[Node]) -> None:
+        self._meters = {one.meter: one.parent for one in meters}
+        self._nodes = plants.parents(tree)
+
+    def covers(
+        self, others: Iterable[Meter], one: Meter, flow: Flow, *, beside: bool = False
     ) -> bool:
         """Whether one of the others with this flow measures it too; `beside`: at its own node."""
-        above = self._line(one.node)[0 if beside else 1 :]
-        measured = trees.above(one.meter, self._parents)
+        above = self.line(one.node)[0 if beside else 1 :]
+        measured = trees.above(one.meter, self._meters)
         return any(
             other.flow is flow
             and other.meter != one.meter
@@ -99,6 +116,6 @@ class Boundary:
             for other in others
         )
 
-    def _line(self, node: str | None) -> list[str | None]:
+    def line(self, node: str | None) -> list[str | None]:
         """A node and those above it, up to the plant itself (None)."""
         return [None] if node is None else [node, *trees.above(node, self._nodes), None]

@@ -22,7 +22,7 @@ from accounting.enterprise import (
     trees,
     validating,
 )
-from accounting.enterprise.boundary import OUTSIDE, Boundary
+from accounting.enterprise.boundary import OUTSIDE, Boundary, highest
 from accounting.enterprise.carbon import ELECTRICITY
 from accounting.enterprise.carriers import UNITS
 from accounting.enterprise.curtailment import Choice, Load
@@ -98,11 +98,13 @@ def answer(plant: Plant, order: Order) -> Answer:
     }
     measured = [one for one in meters.of_plant(plant.id) if one.carrier not in OUTSIDE]
     told = _expectations(plant, measured, order.begin, max([order.end, *until.values()]))
-    solar = meters.roots(
-        [one for one in measured if (one.carrier, one.flow) == (ELECTRICITY, Flow.GENERATION)]
-    )
     # A panel of which nothing is known covers nothing.
-    generated = told.of(one for one in solar if told.meters[one.meter]) or []
+    solar = [
+        one
+        for one in measured
+        if (one.carrier, one.flow) == (ELECTRICITY, Flow.GENERATION) and told.meters[one.meter]
+    ]
+    generated = told.of(highest(solar, tree)) or []
     window = expecting.shares(order.begin, order.end)
     generation = _watts(generated, window, order)
     loads, profiles, basis = _loads(plant, tree, measured, told, order, until)

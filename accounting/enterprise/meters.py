@@ -1,6 +1,6 @@
 """The meters of plants: what each measures, how it is read, and below which other it hangs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
@@ -166,12 +166,6 @@ def get(plant_id: str, name: str) -> Meter:
     if found is None:
         raise NotFound
     return _meter(found)
-
-
-def roots(measured: Sequence[Meter]) -> list[Meter]:
-    """The meters among these that no other of them measures too: what may be summed."""
-    parents = {one.meter: one.parent for one in measured}
-    return [one for one in measured if parents.keys().isdisjoint(trees.above(one.meter, parents))]
 
 
 def record_change(plant_id: str, name: str, change: MeterChange) -> Meter:

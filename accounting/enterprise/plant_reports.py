@@ -19,7 +19,7 @@ from accounting.enterprise import (
     meters,
     plants,
 )
-from accounting.enterprise.boundary import Boundary
+from accounting.enterprise.boundary import Boundary, highest
 from accounting.enterprise.budgets import Standing
 from accounting.enterprise.carbon import ELECTRICITY
 from accounting.enterprise.inventory import By, Inventory
@@ -102,6 +102,8 @@ def _deductions(
     """What the boundary subtracts, and all that was generated, whether subtracted or not."""
     bounds = Boundary(measured, tree, None)
     taken: dict[Flow, list[int]] = defaultdict(lambda: [0, 0])
+    making = [one for one in measured if (one.carrier, one.flow) == (ELECTRICITY, Flow.GENERATION)]
+    made = {one.meter for one in highest(making, tree)}
     generated_wh = 0
     for on, day in inventory_days.days(plant.id, first, last).items():
         signs = bounds.signs(on)
@@ -109,7 +111,7 @@ def _deductions(
             meter = bounds.meters.get(name)
             if meter is None or meter.carrier != ELECTRICITY:
                 continue
-            if meter.flow is Flow.GENERATION and meter.parent is None:
+            if name in made:
                 generated_wh += row.quantity
             if signs.get(name) == -1:
                 taken[meter.flow][0] += row.quantity
