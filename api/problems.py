@@ -48,6 +48,7 @@ STATUS: dict[str, int] = {
     "id_not_in_namespace": 403,
     "not_found": 404,
     "no_grade_available": 404,
+    "no_report_available": 404,
     "account_not_linked": 404,
     "corrected_bill_unknown": 404,
     "method_not_allowed": 405,

@@ -4,12 +4,14 @@ Runs on every `tanhui up --demo`; what exists already stays, credentials include
 """
 
 import base64
+import hashlib
 import json
+from datetime import timedelta
 from typing import Any
 
 from accounting import accounts, clients, clock, storage, vault
 from accounting.clients import Kind
-from accounting.enterprise import budget_plans, budgets, plants
+from accounting.enterprise import authorisations, budget_plans, budgets, plants
 from accounting.enterprise.budget import Plan
 from accounting.ids import new_id
 from api.config import Config, write_private
@@ -55,6 +57,7 @@ def _create() -> dict[str, Any]:
     _rewards(merchant.id)
     bank, bank_credentials = _client(Kind.BANK, "柯城农商银行（演示）", bank_id)
     key_id, key = clients.new_hmac_key(bank)
+    _authorise(plant_id, bank_id)
     # The demo partner may report every behaviour and carrier and needs no link code.
     policy = {
         "every_behaviour": True,
@@ -111,6 +114,20 @@ def _plan(plant_id: str) -> None:
         }
         if yearly:
             budget_plans.tell(plant_id, Plan(year, yearly))
+
+
+def _authorise(plant_id: str, bank_id: str) -> None:
+    """The demo plant lets the demo bank read its report."""
+    authorisations.grant(
+        plant_id,
+        bank_id,
+        purpose="绿色信贷（演示）",
+        signatory="示范工厂（演示）",
+        letter_sha256=hashlib.sha256("示范工厂授权书（演示）".encode()).hexdigest(),
+        expires_at=clock.now() + timedelta(days=365),
+        by="demo",
+        once=None,
+    )
 
 
 def _resident(number: int) -> dict[str, str]:

@@ -12,6 +12,7 @@ from marshmallow import fields
 
 from accounting.enterprise import plant_reports, sectors
 from accounting.enterprise.plant_reports import PlantReport
+from accounting.enterprise.plants import Plant
 from api.documents import PDF
 from api.numbers import CityDay, Digits, Instant, Kilograms, Quantity, Schema
 from api.openapi import Blueprint, refuses
@@ -128,19 +129,23 @@ class Report(MethodView):
         Emissions by source, deductions, the label and what it rests on, the budget, the load curve,
         and how well all of it is known.
         """
-        plant = own_plant(plant_id)
-        accepted = request.accept_mimetypes
-        form = accepted.best_match([JSON, PDF]) if accepted else JSON
-        if form is None:
-            raise NotAcceptable()
-        report = plant_reports.of_year(plant, wanted.get("year") or this_year())
-        answer = _answer(report)
-        if form == JSON:
-            return answer
-        pdf = Response(plant_report_pdf(report, answer, language()), mimetype=PDF)
-        name = f"carbon-report-{plant.uscc}-{report.year}.pdf"
-        pdf.headers["Content-Disposition"] = f'attachment; filename="{name}"'
-        return pdf
+        return answered(own_plant(plant_id), wanted.get("year"))
+
+
+def answered(plant: Plant, year: int | None) -> Any:
+    """The report as its reader accepts it. Raises `NotAcceptable`."""
+    accepted = request.accept_mimetypes
+    form = accepted.best_match([JSON, PDF]) if accepted else JSON
+    if form is None:
+        raise NotAcceptable()
+    report = plant_reports.of_year(plant, year or this_year())
+    answer = _answer(report)
+    if form == JSON:
+        return answer
+    pdf = Response(plant_report_pdf(report, answer, language()), mimetype=PDF)
+    name = f"carbon-report-{plant.uscc}-{report.year}.pdf"
+    pdf.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return pdf
 
 
 def canonical(content: Any) -> str:
