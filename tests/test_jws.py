@@ -41,6 +41,14 @@ def test_an_answer_comes_back_with_issuer_time_and_audience() -> None:
     }
 
 
+def test_every_digit_is_signed() -> None:
+    """16 digits are more than a float keeps for sure, 18 more than it keeps at all."""
+    amounts = {"a": Decimal("4672000964.753984"), "b": Decimal("467200096475.398417")}
+    _, content, _ = signed(payload=amounts).split(".")
+    text = base64.urlsafe_b64decode(content + "==").decode()
+    assert '"a":4672000964.753984,"b":467200096475.398417,' in text
+
+
 def test_the_key_set_is_the_public_half_in_the_form_of_rfc_8037() -> None:
     key, old = KEY_SET["keys"]
     assert key == {
