@@ -253,6 +253,12 @@ def test_whose_plant_it_is_and_what_can_be_asked(app: Flask, mill: Mill) -> None
     assert said(mill.operator.post(elsewhere, body)) == (404, "not_found")
 
 
+def test_parts_of_a_watt_are_asked_for_as_a_whole_one(mill: Mill) -> None:
+    # Nothing hangs on the plant yet, so all of it is short: 0.1 W is one, 5,000.2 W are 5,001.
+    assert mill.ask(Decimal("0.0001"))["shortfall_kw"] == Decimal("0.001")
+    assert mill.ask(Decimal("5.0002"))["shortfall_kw"] == Decimal("5.001")
+
+
 @pytest.mark.parametrize(
     ("wrong", "pointer"),
     [

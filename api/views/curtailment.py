@@ -1,6 +1,7 @@
 """Which lines of a plant to stop, and the operator's word on what stopping one means."""
 
 from decimal import Decimal
+from math import ceil
 from typing import Any
 
 import marshmallow as ma
@@ -150,8 +151,8 @@ class Curtailment(MethodView):
         """
         plant = own_plant(plant_id)
         begin, end = span_of(wanted["begin"], wanted["end"], WINDOW_MAX.days)
-        # Rounded up, so that no watt that was asked for is left out.
-        watts = -int(-wanted["kw"] * W_PER_KW // 1)
+        # Rounded up, so that no part of a watt that was asked for is left out.
+        watts = ceil(wanted["kw"] * W_PER_KW)
         keep = frozenset(wanted["keep_running"])
         found = curtailment_loads.answer(plant, Order(watts, begin, end, keep))
         return _shown(found, language())
