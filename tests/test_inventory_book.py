@@ -384,6 +384,26 @@ def test_a_certificate_is_used_once_in_the_city() -> None:
     assert sums == [49_740_000, 30_480_000]
 
 
+def test_certificates_that_come_at_once_are_no_more_than_was_bought() -> None:
+    """100 kWh bought: of six times 40 two have room, whoever they are, and four are free again."""
+    send(0, 100)
+
+    def use(number: int) -> bool:
+        try:
+            green(40, certificate=f"gec-{number}", last=DAY)
+        except MoreThanBought:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        ends = list(pool.map(use, range(6)))
+    assert ends.count(True) == 2
+    # (100 - 80) x 0.6096.
+    assert inventory.for_period("p", DAY, DAY).total.co2e_mg == 20 * 609_600
+    send(0, 100, plant="q")
+    assert green(40, "q", f"gec-{ends.index(False)}", last=DAY).plant == "q"
+
+
 # --- over HTTP ----------------------------------------------------------------------------------
 
 

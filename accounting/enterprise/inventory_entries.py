@@ -5,6 +5,10 @@ It counts on its days evenly until it is taken back; then the event may be told 
 number. A certificate of green power is used once in the whole city: a claim, let go when its entry
 is taken back.
 
+Whether green power is no more than was bought is judged by all of it, so the entries of a plant
+come in turn: each takes the next number after those it has seen, and of two with the same number
+one looks again.
+
 An entry marks itself as due until its days are counted, so a crash between leaves it to the sweep.
 """
 
@@ -72,6 +76,7 @@ class InventoryEntryDocument(me.Document):
     last_day = me.StringField(required=True)
     recorded_at = me.DateTimeField(required=True)
     due_at = me.DateTimeField()
+    turn = me.IntField()
 
     meta = {
         "collection": "inventory_entries",
@@ -83,6 +88,11 @@ class InventoryEntryDocument(me.Document):
                 "fields": ["due_at"],
                 "name": "entries_due",
                 "partialFilterExpression": {"due_at": {"$type": "date"}},
+            },
+            {
+                "fields": ["plant", "turn"],
+                "unique": True,
+                "partialFilterExpression": {"turn": {"$gt": 0}},
             },
         ],
     }
@@ -211,13 +221,21 @@ def add_green_power(
         by=by,
         evidence_kind=evidence_kind,
     )
-    _check_span(entry)
-    known = _of_event(plant_id, certificate)
-    if not known or known[-1].taken_back is not None:
-        bought, green = _bought(plant_id, first, last), _green(plant_id, first, last) + wh
-        if green > bought:
-            raise MoreThanBought(bought_kwh=bought // 1_000, green_kwh=green // 1_000)
     return _add(entry)
+
+
+def _check_bought(entry: Entry) -> None:
+    span = (entry.plant, entry.first_day, entry.last_day)
+    bought, green = _bought(*span), _green(*span) + entry.amount
+    if green > bought:
+        raise MoreThanBought(bought_kwh=bought // 1_000, green_kwh=green // 1_000)
+
+
+def _turn(plant_id: str) -> int:
+    """The turn of the next green power of a plant; read before what it is judged by."""
+    taken = {"plant": plant_id, "turn": {"$gt": 0}}
+    newest = _entries().find_one(taken, {"turn": 1}, sort=[("turn", -1)])
+    return newest["turn"] + 1 if newest else 1
 
 
 def _bought(plant_id: str, first: date, last: date) -> int:
@@ -269,7 +287,10 @@ def sweep(now: datetime) -> int:
 
 def _add(entry: Entry) -> Entry:
     _check_span(entry)
+    green, claimed, turn = entry.kind is Kind.GREEN_POWER, False, {}
     while True:
+        if green:
+            turn = {"turn": _turn(entry.plant)}
         known = _of_event(entry.plant, entry.event)
         same = [one for one in known if _told(one) == _told(entry)]
         if same:
@@ -282,12 +303,19 @@ def _add(entry: Entry) -> Entry:
                 "/from", "Too many entries on these days.", "这些日期的记录过多。"
             )
         entry = replace(entry, number=len(known) + 1)
-        if entry.kind is Kind.GREEN_POWER:
+        if green:
+            try:
+                _check_bought(entry)
+            except MoreThanBought:
+                if claimed:
+                    claims.release(entry.id)
+                raise
             _claim(entry)
+            claimed = True
         try:
-            _entries().insert_one(_document(entry) | {"due_at": clock.now()})
+            _entries().insert_one(_document(entry) | turn | {"due_at": clock.now()})
         except DuplicateKeyError:
-            continue  # Another took this number; each round one of them gets on.
+            continue  # Another took this number or turn; each round one of them gets on.
         break
     _settle(entry)
     return entry

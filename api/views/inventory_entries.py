@@ -61,7 +61,7 @@ class GreenPowerRequest(Span):
     """Both days are included. `certificate` is the id of a green certificate, or of a contract."""
 
     certificate = fields.String(required=True, validate=EVENT_ID)
-    kwh = Quantity(required=True, above=0, maximum=KWH_MAX)
+    kwh = Quantity(required=True, minimum=Decimal("0.001"), maximum=KWH_MAX)
     evidence_kind = fields.String(
         required=True, validate=validate.OneOf([one.value for one in Evidence])
     )
@@ -180,7 +180,11 @@ class GreenPower(MethodView):
 
     @door(PLANT, scope="readings:write")
     @refuses(
-        "account_busy", "certificate_used", "green_power_exceeds_purchase", "idempotency_key_reused"
+        "account_busy",
+        "certificate_used",
+        "green_power_exceeds_purchase",
+        "idempotency_key_reused",
+        "missing_factor",
     )
     @blueprint.arguments(GreenPowerRequest)
     @idempotent()
