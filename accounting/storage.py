@@ -4,6 +4,8 @@ Every domain write is `w: majority, j: true`: an acknowledged write survives the
 process. That needs a replica set (or a sharded cluster), so a standalone server is refused.
 """
 
+import random
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +26,7 @@ from pymongo.write_concern import WriteConcern
 DEFAULT_DATABASE = "tanhui"
 SERVER_SELECTION_MS = 3_000
 DUPLICATE = 11_000
+PAUSE_S = 0.005
 
 Doc = dict[str, Any]
 
@@ -159,6 +162,11 @@ def insert_new(collection: Any, documents: Sequence[Any], *, ordered: bool = Fal
         end = min(there) if ordered else len(documents)
         return [place for place in range(end) if place not in there]
     return list(range(len(documents)))
+
+
+def pause(attempt: int) -> None:
+    """Wait a little before a write that lost a race is tried again, longer with each attempt."""
+    time.sleep(random.uniform(0, PAUSE_S) * 2 ** min(attempt, 5))
 
 
 def indexed(document: D) -> D:

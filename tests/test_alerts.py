@@ -456,7 +456,7 @@ def test_severity_follows_and_only_worse_than_ever_is_told(plant: str) -> None:
         Death("accounting.enterprise.alerts:_open", "after"),
         Death("accounting.enterprise.alerts:_open", "after", 2),
         Death("accounting.events:leave", "after"),
-        Death("accounting.enterprise.alerting:_looked_at", "before"),
+        Death("accounting.enterprise.meterdays:let_go", "before"),
     ],
     ids=str,
 )

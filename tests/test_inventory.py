@@ -27,6 +27,7 @@ from accounting.enterprise import (
 )
 from accounting.enterprise.boundary import Boundary
 from accounting.enterprise.inventory import By, Inventory
+from accounting.enterprise.meterdays import Mark
 from accounting.enterprise.meters import Flow, Kind, Meter
 from accounting.enterprise.plants import Node, NodeKind
 from accounting.enterprise.readings import Reading
@@ -186,7 +187,7 @@ def test_a_plant_that_cannot_be_counted_holds_up_no_other() -> None:
         validating.catch_up(plant, DAY, DAY)
     storage.database()["meters"].delete_one({"_id": "bad/m"})
     assert inventory_days.sweep(clock.now() + timedelta(days=1)) == 2
-    assert [one.plant for one in meterdays.touched(clock.now(), 9)] == ["bad"]
+    assert [*meterdays.touched(Mark.INVENTORY, clock.now(), 9)] == ["bad"]
 
 
 @pytest.mark.usefixtures("app")
@@ -621,7 +622,7 @@ def test_a_year_of_days_is_found_by_index(app: Flask) -> None:
         ("inventory_days", {"due_at": meterdays.due_by(NOON), "day": {"$lt": "2026-05-20"}}),
         ("inventory_entries", {"due_at": meterdays.due_by(NOON)}),
         ("inventory_periods", {"due_at": meterdays.due_by(NOON)}),
-        ("meter_days", {"inventory_due_at": meterdays.due_by(NOON)}),
+        *(("meter_days", {mark: meterdays.due_by(NOON)}) for mark in Mark),
         ("meter_days", {"vee_due_at": meterdays.due_by(NOON)}),
     ):
         plan = database[name].find(wanted).explain()["queryPlanner"]["winningPlan"]

@@ -16,6 +16,7 @@ from works import USCC, Works, layer, open_works, row
 from accounting import clock, storage
 from accounting.clients import Kind as ClientKind
 from accounting.enterprise import meterdays, meters, readings, validating
+from accounting.enterprise.meterdays import Mark, Touched
 from accounting.enterprise.meters import Kind, Meter, MeterChange
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT
@@ -340,17 +341,21 @@ def test_only_the_days_whose_values_changed_are_told_to_the_inventory() -> None:
     ]
     readings.take("p", [one for one in rows if one.at != at(40)])
     final("p", days[-1], DAY)
-    told = meterdays.touched(clock.now(), 100)
+
+    def waiting() -> list[Touched]:
+        return meterdays.touched(Mark.INVENTORY, clock.now(), 100).get("p", [])
+
+    told = waiting()
     assert {one.day for one in told} == {*days}
-    meterdays.counted(told)
-    assert meterdays.touched(clock.now(), 100) == []
+    meterdays.let_go(Mark.INVENTORY, told)
+    assert waiting() == []
     readings.take("p", [one for one in rows if one.at == at(40)])
     final("p", days[-1], DAY)
-    [again] = meterdays.touched(clock.now(), 100)
+    [again] = waiting()
     assert (again.day, again.validation) == (DAY, 2)
     # What changed while it was being counted stays touched.
-    meterdays.counted([one for one in told if one.day == DAY])
-    assert meterdays.touched(clock.now(), 100) == [again]
+    meterdays.let_go(Mark.INVENTORY, [one for one in told if one.day == DAY])
+    assert waiting() == [again]
 
 
 @pytest.mark.usefixtures("app")

@@ -7,19 +7,16 @@ and looks again, so what an outdated look raised does not stay.
 """
 
 import logging
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-
-from pymongo import UpdateOne
 
 from accounting import clock
 from accounting.enterprise import alert_days, alert_rules, alerts, meterdays, meters, plants
 from accounting.enterprise.alert_days import Layout, PlantDay
 from accounting.enterprise.alert_rules import Rule, Verdict
 from accounting.enterprise.alerts import Alert, Finding, Subject, Why
-from accounting.enterprise.meterdays import Touched
+from accounting.enterprise.meterdays import Mark
 from accounting.enterprise.slots import start_of_slot
 from accounting.errors import AccountBusy
 
@@ -42,10 +39,7 @@ def sweep(now: datetime, limit: int = SWEEP_MAX) -> int:
 
     A plant that fails holds up no other; its days stay due.
     """
-    due = _due(now, limit)
-    by_plant: dict[str, list[Touched]] = defaultdict(list)
-    for one in due:
-        by_plant[one.plant].append(one)
+    by_plant = meterdays.touched(Mark.ALERTS, now, limit)
     for plant_id, touched in by_plant.items():
         try:
             evaluate(plant_id, {one.day for one in touched})
@@ -54,9 +48,9 @@ def sweep(now: datetime, limit: int = SWEEP_MAX) -> int:
         except Exception:  # A bug in one plant must not become a standstill of all.
             log.exception("the alerts of %s failed, its days stay due", plant_id)
         else:
-            _looked_at(touched)
+            meterdays.let_go(Mark.ALERTS, touched)
     alerts.tell_untold()
-    return len(due)
+    return sum(map(len, by_plant.values()))
 
 
 def evaluate(plant_id: str, days: Collection[date]) -> None:
@@ -174,31 +168,6 @@ def _together(days: Sequence[date]) -> Iterator[list[date]]:
         group.append(day)
     if group:
         yield group
-
-
-def _due(now: datetime, limit: int) -> list[Touched]:
-    fields = {"plant": 1, "meter": 1, "day": 1, "validation": 1}
-    found = meterdays.collection().find({"alerts_due_at": {"$lte": now}}, fields)
-    return [
-        Touched(row["plant"], row["meter"], date.fromisoformat(row["day"]), row["validation"])
-        for row in found.sort("alerts_due_at", 1).limit(limit)
-    ]
-
-
-def _looked_at(done: Iterable[Touched]) -> None:
-    """Strike these off; one that changed meanwhile stays due."""
-    changes = [
-        UpdateOne(
-            {
-                "_id": meterdays.day_id(one.plant, one.meter, one.day),
-                "validation": one.validation,
-            },
-            {"$unset": {"alerts_due_at": ""}},
-        )
-        for one in done
-    ]
-    if changes:
-        meterdays.collection().bulk_write(changes, ordered=False)
 
 
 # --- silence ------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ strikes it off, so a crash between the two tells it later, and never twice.
 """
 
 import logging
-import random
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -29,7 +27,6 @@ from accounting.ids import new_id
 # What comes back so soon after its end is the same alert.
 TOGETHER = timedelta(hours=8)
 ATTEMPTS_MAX = 16
-PAUSE_S = 0.005
 LIVE_MAX = 10_000
 TELL_MAX = 1_000
 
@@ -191,7 +188,7 @@ def found(plant_id: str, finding: Finding) -> Alert:
                 changed = _reopen(near, finding)
         if changed is not None:
             return tell(changed)
-        _pause(attempt)
+        storage.pause(attempt)
     raise AccountBusy(retry_after=1)
 
 
@@ -219,7 +216,7 @@ def acknowledge(plant_id: str, alert_id: str, by: str) -> Alert:
         changed = _change(alert, {"state": State.ACKNOWLEDGED, **seen})
         if changed is not None:
             return changed
-        _pause(attempt)
+        storage.pause(attempt)
     raise AccountBusy(retry_after=1)
 
 
@@ -376,10 +373,6 @@ _TYPES: Mapping[str, events.Type] = {
     "escalated": events.Type.ALERT_ESCALATED,
     "closed": events.Type.ALERT_CLOSED,
 }
-
-
-def _pause(attempt: int) -> None:
-    time.sleep(random.uniform(0, PAUSE_S) * 2 ** min(attempt, 5))
 
 
 def _alert(row: Mapping[str, Any]) -> Alert:

@@ -1,7 +1,5 @@
 """Plans of a plant's year as they are kept: a change is the next revision, the old one stays."""
 
-import random
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +15,6 @@ from accounting.enterprise.budget import Amounts, Measure, Plan
 from accounting.errors import AccountBusy, KeyReused
 
 ATTEMPTS_MAX = 16
-PAUSE_S = 0.005
 
 
 @storage.indexed
@@ -84,7 +81,7 @@ def tell(plant_id: str, plan: Plan, *, once: str | None = None) -> Kept:
             _plans().insert_one(row)
         except DuplicateKeyError:
             # Another took this number, or a twin of this request told the plan.
-            time.sleep(random.uniform(0, PAUSE_S) * 2 ** min(attempt, 5))
+            storage.pause(attempt)
             continue
         return _kept(row)
     raise AccountBusy(retry_after=1)

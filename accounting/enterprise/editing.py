@@ -100,7 +100,7 @@ def _write(changes: list[UpdateOne]) -> None:
             collection().bulk_write(changes, ordered=False)
         except BulkWriteError as error:
             # A gateway made the day meanwhile: it is there now.
-            if any(one["code"] != 11_000 for one in error.details["writeErrors"]):
+            if any(one["code"] != storage.DUPLICATE for one in error.details["writeErrors"]):
                 raise
         else:
             return

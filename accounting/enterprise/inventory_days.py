@@ -9,8 +9,6 @@ What changes a day marks it, in the same write, as due for the book (`due_at`).
 """
 
 import logging
-import random
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +23,7 @@ from pymongo.errors import BulkWriteError
 from accounting import clock, factors, storage
 from accounting.enterprise import carbon, meterdays, meters, plants
 from accounting.enterprise.boundary import OUTSIDE
-from accounting.enterprise.meterdays import MeterDay, Touched
+from accounting.enterprise.meterdays import Mark, MeterDay, Touched
 from accounting.enterprise.meters import Flow, Meter
 from accounting.enterprise.slots import Quality
 from accounting.enterprise.slots import Row as Values
@@ -33,7 +31,6 @@ from accounting.errors import AccountBusy
 from accounting.factors import MissingFactor, Registry
 
 ATTEMPTS_MAX = 12
-PAUSE_S = 0.005
 # Meter-days that are counted in one go.
 TOGETHER_MAX = 2_000
 
@@ -133,10 +130,7 @@ def days(plant: str, first: date, last: date) -> dict[date, Day]:
 
 def sweep(now: datetime, limit: int = TOGETHER_MAX) -> int:
     """Count meter-days that changed, the longest waiting first; returns how many were touched."""
-    touched = meterdays.touched(now, limit)
-    by_plant: dict[str, list[Touched]] = defaultdict(list)
-    for one in touched:
-        by_plant[one.plant].append(one)
+    by_plant = meterdays.touched(Mark.INVENTORY, now, limit)
     for plant_id, those in by_plant.items():
         try:
             count(those)
@@ -144,7 +138,7 @@ def sweep(now: datetime, limit: int = TOGETHER_MAX) -> int:
             log.info("days of %s are being counted by others, they stay touched", plant_id)
         except Exception:  # A bug at one plant must not become a standstill of all.
             log.exception("the sweep failed on %s", plant_id)
-    return len(touched)
+    return sum(map(len, by_plant.values()))
 
 
 def catch_up(plant: str, first: date, last: date) -> int:
@@ -216,7 +210,8 @@ def count(touched: Sequence[Touched], registry: Registry | None = None) -> None:
     for plant_id, changed in by_plant.items():
         _count_plant(plant_id, changed, registry or factors.shipped())
     # What was read, not what was touched: a day that changed in between stays touched.
-    meterdays.counted(Touched(one.plant, one.meter, one.day, one.validation) for one in found)
+    counted = (Touched(one.plant, one.meter, one.day, one.validation) for one in found)
+    meterdays.let_go(Mark.INVENTORY, counted)
 
 
 def _count_plant(
@@ -332,7 +327,7 @@ def change(plant_id: str, wanted: Iterable[date], lay: Lay) -> list[date]:
                 )
         if _write(changes):
             return sorted(done)
-        time.sleep(random.uniform(0, PAUSE_S) * 2 ** min(attempt, 5))
+        storage.pause(attempt)
     raise AccountBusy(retry_after=1)
 
 

@@ -9,6 +9,7 @@ inventory and for the alerts, so no queue can lose a day to a crash.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from enum import StrEnum
 
 import mongoengine as me
 from pymongo import UpdateOne
@@ -106,9 +107,16 @@ class DayTotal:
     validation: int
 
 
+class Mark(StrEnum):
+    """Who still has to look at a day whose validated layer changed; the names of the fields."""
+
+    INVENTORY = "inventory_due_at"
+    ALERTS = "alerts_due_at"
+
+
 @dataclass(frozen=True, slots=True)
 class Touched:
-    """A day whose validated layer changed since the inventory last counted it."""
+    """A day whose validated layer changed, as it was when the mark was read."""
 
     plant: str
     meter: str
@@ -179,20 +187,21 @@ def first_reads(plant: str, meters: Sequence[str], on: date) -> dict[str, int]:
     }
 
 
-def touched(now: datetime, limit: int) -> list[Touched]:
-    """Days the inventory has to count anew, the longest waiting first."""
+def touched(mark: Mark, now: datetime, limit: int) -> dict[str, list[Touched]]:
+    """Days that wait for somebody to look at them, the longest waiting first, by plant."""
     fields = {"plant": 1, "meter": 1, "day": 1, "validation": 1}
-    found = collection().find({"inventory_due_at": due_by(now)}, fields)
-    return [
-        Touched(row["plant"], row["meter"], date.fromisoformat(row["day"]), row["validation"])
-        for row in found.sort("inventory_due_at", 1).limit(limit)
-    ]
+    by_plant: dict[str, list[Touched]] = {}
+    for row in collection().find({mark: due_by(now)}, fields).sort(mark, 1).limit(limit):
+        on = date.fromisoformat(row["day"])
+        one = Touched(row["plant"], row["meter"], on, row["validation"])
+        by_plant.setdefault(one.plant, []).append(one)
+    return by_plant
 
 
 def touched_of(plant: str, first: date, last: date) -> list[Touched]:
     """The days of one plant in `[first, last]` that the inventory has to count anew."""
     between = {"$gte": first.isoformat(), "$lte": last.isoformat()}
-    wanted = {"plant": plant, "day": between, "inventory_due_at": {"$type": "date"}}
+    wanted = {"plant": plant, "day": between, Mark.INVENTORY: {"$type": "date"}}
     found = collection().find(wanted, {"meter": 1, "day": 1, "validation": 1})
     return [
         Touched(plant, row["meter"], date.fromisoformat(row["day"]), row["validation"])
@@ -206,12 +215,12 @@ def several(wanted: Iterable[tuple[str, str, date]]) -> list[MeterDay]:
     return [shown(row) for row in collection().find({"_id": {"$in": ids}}, _SHOWN)]
 
 
-def counted(done: Iterable[Touched]) -> None:
-    """The inventory has counted these; one that changed meanwhile stays touched."""
+def let_go(mark: Mark, done: Iterable[Touched]) -> None:
+    """Strike off what was looked at; a day that changed meanwhile keeps its mark."""
     changes = [
         UpdateOne(
             {"_id": day_id(one.plant, one.meter, one.day), "validation": one.validation},
-            {"$unset": {"inventory_due_at": ""}},
+            {"$unset": {mark: ""}},
         )
         for one in done
     ]

@@ -5,8 +5,6 @@ back with a guard on the version that was read; who lost a race lays its rows in
 reading of a slot stays; another value for it is kept beside as a conflict.
 """
 
-import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +36,6 @@ DRIFT_S = 60
 # How long a touched day waits for more readings before it is validated.
 DEBOUNCE = timedelta(seconds=60)
 ATTEMPTS_MAX = 16
-PAUSE_S = 0.005
 # Writers that came last, so that one whose answer was lost to a race knows its own.
 WRITERS_KEPT = 16
 # So many new slots of a stored day are written one by one, more as the whole row.
@@ -317,7 +314,7 @@ def _store(
         if not changes or _write(changes) == len(changes):
             return
         left = waiting
-        time.sleep(random.uniform(0, PAUSE_S) * 2 ** min(attempt, 5))
+        storage.pause(attempt)
     raise AccountBusy(retry_after=1)
 
 
@@ -329,7 +326,7 @@ def _write(changes: Sequence[_Change]) -> int:
         result = collection().bulk_write(changes, ordered=False)
     except BulkWriteError as error:
         # Somebody made the day meanwhile.
-        if any(one["code"] != 11_000 for one in error.details["writeErrors"]):
+        if any(one["code"] != storage.DUPLICATE for one in error.details["writeErrors"]):
             raise
         return int(error.details["nMatched"]) + int(error.details["nInserted"])
     return result.matched_count + result.inserted_count

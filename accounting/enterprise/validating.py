@@ -6,8 +6,6 @@ validation); the mark of a touched day goes last, when all that hangs on it is w
 """
 
 import logging
-import random
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, timedelta
@@ -19,7 +17,7 @@ from pymongo.errors import BulkWriteError
 
 from accounting import clock, storage
 from accounting.enterprise import meterdays, meters, vee, workdays
-from accounting.enterprise.meterdays import collection, day_id, layer_of
+from accounting.enterprise.meterdays import Mark, collection, day_id, layer_of
 from accounting.enterprise.meters import Kind, Meter
 from accounting.enterprise.registers import Change
 from accounting.enterprise.screening import HISTORY_DAYS
@@ -31,10 +29,8 @@ from accounting.errors import AccountBusy
 TOGETHER_DAYS = 120
 SWEEP_MAX = 2_000
 ATTEMPTS_MAX = 8
-PAUSE_S = 0.005
 _DAY = timedelta(days=1)
 # The queues a day joins when its validated layer changes.
-DUE_AFTER = ("inventory_due_at", "alerts_due_at")
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +130,7 @@ def _validate(one: Due) -> None:
     for attempt in range(ATTEMPTS_MAX):
         if _try([one]):
             return
-        time.sleep(random.uniform(0, PAUSE_S) * 2 ** min(attempt, 5))
+        storage.pause(attempt)
     raise AccountBusy(retry_after=1)
 
 
@@ -231,7 +227,7 @@ def _change(
         whose = {"plant": meter.plant, "meter": meter.meter, "day": day.isoformat()}
         layer = {name: one for name, one in layer_of(None, made).items() if one is not None}
         fields = {**whose, **layer, "version": 0, "passes": 1, "validation": 1}
-        fields |= dict.fromkeys(DUE_AFTER, now)
+        fields |= dict.fromkeys(Mark, now)
         return UpdateOne({"_id": identity, "version": -1}, {"$set": fields}, upsert=True)
     raw = held.get("raw")
     layer = layer_of(None if raw is None else tuple(raw), made)
@@ -243,7 +239,7 @@ def _change(
         gone = {name: "" for name, one in changed.items() if one is None}
         fields["validation"] = held.get("validation", 0) + 1
         if not changed.keys().isdisjoint(("values", "quality")):
-            fields |= dict.fromkeys(DUE_AFTER, now)
+            fields |= dict.fromkeys(Mark, now)
     if due:
         gone["vee_due_at"] = ""
     return UpdateOne(guard, {"$set": fields, "$unset": gone} if gone else {"$set": fields})
@@ -256,7 +252,7 @@ def _write(changes: list[UpdateOne]) -> bool:
     try:
         result = collection().bulk_write(changes, ordered=False)
     except BulkWriteError as error:
-        if any(one["code"] != 11_000 for one in error.details["writeErrors"]):
+        if any(one["code"] != storage.DUPLICATE for one in error.details["writeErrors"]):
             raise
         return False
     return int(result.matched_count) + int(result.upserted_count) == len(changes)
