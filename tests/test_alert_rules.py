@@ -219,6 +219,12 @@ def test_a_weekend_has_no_working_days() -> None:
     assert alert_rules.working_days(friday, date(2026, 6, 5)) == 10
 
 
+def test_nobody_repairs_a_meter_on_a_holiday() -> None:
+    """1 to 7 October are off, Saturday the 10th is worked: of ten days the 8th, 9th and 10th."""
+    assert alert_rules.working_days(date(2026, 9, 30), date(2026, 10, 7)) == 0
+    assert alert_rules.working_days(date(2026, 9, 30), date(2026, 10, 10)) == 3
+
+
 @pytest.mark.parametrize(
     ("actual", "estimated", "poor"),
     [(90, 10, False), (89, 0, True), (95, 0, False), (89, 11, True), (90, 11, True)],

@@ -17,6 +17,7 @@ from enum import StrEnum
 from fractions import Fraction
 
 from accounting import clock
+from accounting.enterprise import workdays
 from accounting.enterprise.slots import SLOTS
 
 # Days before a day that its rules look at: eight weeks of reference, four that are watched.
@@ -297,11 +298,9 @@ def silent(now: datetime, heard_until: datetime, interval: timedelta) -> Severit
 
 
 def working_days(after: date, until: date) -> int:
-    """Mondays to Fridays in `(after, until]`."""
-    weeks, rest = divmod((until - after).days, 7)
-    return weeks * 5 + sum(
-        (after + timedelta(days=number)).isoweekday() < 6 for number in range(1, rest + 1)
-    )
+    """The days in `(after, until]` that are worked on: no weekend, no holiday."""
+    days = (after + timedelta(days=number) for number in range(1, (until - after).days + 1))
+    return sum(not workdays.rests(workdays.kind_of(day)) for day in days)
 
 
 def data_quality(actual: int, estimated: int, expected: int) -> Verdict:
