@@ -26,6 +26,11 @@ def cut(instant: datetime) -> datetime:
     return instant.astimezone(UTC).replace(microsecond=instant.microsecond // 1000 * 1000)
 
 
+def iso(instant: datetime) -> str:
+    """For example `2026-03-01T02:03:04.567Z`."""
+    return cut(instant).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
 def city_day(instant: datetime) -> date:
     return instant.astimezone(CITY).date()
 
@@ -44,6 +49,10 @@ def add_months(month: str, count: int) -> str:
     year, number = int(month[:4]), int(month[5:])
     index = year * 12 + number - 1 + count
     return f"{index // 12:04d}-{index % 12 + 1:02d}"
+
+
+def months_of(year: int) -> tuple[str, ...]:
+    return tuple(f"{year:04d}-{number:02d}" for number in range(1, 13))
 
 
 def first_day(month: str) -> date:

@@ -303,7 +303,7 @@ class Instant(fields.Field[datetime]):
         return instant
 
     def _serialize(self, value: Any, attr: Any, obj: Any, **kwargs: Any) -> str | None:
-        return None if value is None else show_instant(value)
+        return None if value is None else clock.iso(value)
 
 
 class CityDay(fields.Field[date]):
@@ -395,9 +395,3 @@ def read_day(text: str) -> date | None:
     except ValueError:
         return None
     return day if day and YEAR_MIN <= day.year <= YEAR_MAX else None
-
-
-def show_instant(instant: datetime) -> str:
-    """For example `2026-03-01T02:03:04.567Z`."""
-    cut = clock.cut(instant)
-    return cut.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"

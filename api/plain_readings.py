@@ -14,9 +14,9 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from accounting import quantities
+from accounting import clock, quantities
 from accounting.enterprise.readings import PLAIN_FROM, Columns
-from api.numbers import read_instant, show_instant
+from api.numbers import read_instant
 
 WHITE = r"[ \t\r\n]*"
 FIELDS = {
@@ -58,7 +58,7 @@ class PlainReadings(Sequence[dict[str, Any]]):
         row = self.columns.reading(place)
         return {
             "meter": row.meter,
-            "at": show_instant(row.at),
+            "at": clock.iso(row.at),
             "value": row.value,
             "kind": row.kind.value,
         }

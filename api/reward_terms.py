@@ -11,9 +11,9 @@ from typing import Any
 import marshmallow as ma
 from marshmallow import fields, validate
 
-from accounting import book, grading
+from accounting import book, clock, grading
 from accounting.errors import DomainError
-from api.numbers import Flag, Instant, Schema, Whole, show_instant
+from api.numbers import Flag, Instant, Schema, Whole
 from api.problems import Invalid, MalformedRequest
 from points import funders
 from points.earning import CITY
@@ -319,5 +319,5 @@ def as_rows(rewards: Iterator[Reward]) -> Iterator[tuple[Any, ...]]:
         cells["funders"] = " ".join(f"{name}:{percent}" for name, percent in one.funders)
         for name in ("available_from", "available_to"):
             at: datetime | None = getattr(one, name)
-            cells[name] = show_instant(at) if at is not None else None
+            cells[name] = clock.iso(at) if at is not None else None
         yield tuple(cells[name] for name in (*COLUMNS, *STANDING))

@@ -233,7 +233,7 @@ def body_of(event: Event) -> bytes:
     content = {
         "id": event.id,
         "type": event.type,
-        "timestamp": event.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "timestamp": clock.iso(event.at),
         "aggregate": event.aggregate,
         "sequence": event.sequence,
         "cursor": event.number,

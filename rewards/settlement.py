@@ -377,7 +377,7 @@ def _content(
         "merchant_name": merchant.name,
         "from": period.first.isoformat(),
         "to": period.last.isoformat(),
-        "closed_at": f"{period.cutoff.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z",
+        "closed_at": clock.iso(period.cutoff),
         "vouchers": sum(row["kind"] == takings.USED for row in rows),
         "refunds": sum(row["kind"] == takings.REFUNDED for row in rows),
         "face_value_fen": face_fen,

@@ -53,7 +53,7 @@ def test_months_that_are_told_stand_and_the_others_share_the_rest() -> None:
 
 
 def test_twelve_months_are_a_year_and_eleven_are_not() -> None:
-    monthly = {month: {WH: 10} for month in budget.months_of(2026)}
+    monthly = {month: {WH: 10} for month in clock.months_of(2026)}
     assert budget.of_year(Plan(2026, {}, monthly), WH) == 120
     del monthly["2026-07"]
     some = Plan(2026, {}, monthly)
@@ -68,7 +68,7 @@ def test_twelve_months_are_a_year_and_eleven_are_not() -> None:
         Plan(2026, {}),
         Plan(2026, {WH: 10}, {"2025-12": {WH: 1}}),
         Plan(2026, {WH: 10}, {"2026-12": {WH: 11}}),
-        Plan(2026, {WH: 13}, {month: {WH: 1} for month in budget.months_of(2026)}),
+        Plan(2026, {WH: 13}, {month: {WH: 1} for month in clock.months_of(2026)}),
     ],
     ids=["nothing", "another year", "more than the year", "less than the year"],
 )

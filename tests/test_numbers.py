@@ -4,7 +4,8 @@ from decimal import Decimal
 
 import pytest
 
-from api.numbers import read_instant, read_json, show_instant
+from accounting import clock
+from api.numbers import read_instant, read_json
 
 
 def test_no_float_is_made_of_a_request_number() -> None:
@@ -37,4 +38,4 @@ def test_no_float_is_made_of_a_request_number() -> None:
 )
 def test_instants_need_an_offset_and_a_sane_year(text: str, instant: str | None) -> None:
     found = read_instant(text)
-    assert (found and show_instant(found)) == instant
+    assert (found and clock.iso(found)) == instant

@@ -56,7 +56,7 @@ def sweep(now: datetime, limit: int = SWEEP_MAX) -> int:
 def evaluate(plant_id: str, days: Collection[date]) -> None:
     """Look at some days of a plant. Raises `AccountBusy` when they keep changing."""
     layout = alert_days.layout_of(plant_id)
-    for together in _together(sorted(days)):
+    for together in meterdays.stretches(days, TOGETHER_DAYS):
         _evaluate(layout, together)
 
 
@@ -157,17 +157,6 @@ class _Look:
         if over.hot or over.normal_after < alert_rules.NORMAL_SLOTS:
             return None
         return Why.WITHDRAWN if whole and over.last is None else Why.NORMAL
-
-
-def _together(days: Sequence[date]) -> Iterator[list[date]]:
-    group: list[date] = []
-    for day in days:
-        if group and (day - group[0]).days >= TOGETHER_DAYS:
-            yield group
-            group = []
-        group.append(day)
-    if group:
-        yield group
 
 
 # --- silence ------------------------------------------------------------------------------------

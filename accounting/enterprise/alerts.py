@@ -358,14 +358,10 @@ def _data(alert: Alert) -> storage.Doc:
         "node": subject.node,
         "carrier": subject.carrier,
         "meter": subject.meter,
-        "first_at": _shown(alert.first_at),
-        "last_at": _shown(alert.last_at),
+        "first_at": clock.iso(alert.first_at),
+        "last_at": clock.iso(alert.last_at),
         "facts": alert.facts,
     }
-
-
-def _shown(instant: datetime) -> str:
-    return f"{instant.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
 _TYPES: Mapping[str, events.Type] = {

@@ -110,16 +110,12 @@ class Line:
         return Fraction(self.used, self.planned_to_date) - 1
 
 
-def months_of(year: int) -> tuple[str, ...]:
-    return tuple(f"{year:04d}-{number:02d}" for number in range(1, 13))
-
-
 def check(plan: Plan) -> None:
     """Raises `ValidationFailed` for a plan that plans nothing or does not add up."""
     if not plan.yearly and not any(plan.monthly.values()):
         raise ValidationFailed("/yearly", "Nothing is planned.", "未填写任何预算。")
     for month in plan.monthly:
-        if month not in months_of(plan.year):
+        if month not in clock.months_of(plan.year):
             raise ValidationFailed(
                 "/monthly",
                 f"{month} is no month of {plan.year}.",
@@ -142,7 +138,7 @@ def by_month(plan: Plan, measure: Measure) -> tuple[int | None, ...]:
     What the year has beyond the months told is spread over the others by their days, and the sum
     is exactly the year's.
     """
-    months, told = months_of(plan.year), _told(plan, measure)
+    months, told = clock.months_of(plan.year), _told(plan, measure)
     whole = plan.yearly.get(measure)
     if whole is None:
         return tuple(told.get(month) for month in months)
@@ -171,7 +167,7 @@ def planned_until(plan: Plan, measure: Measure, end: date) -> int | None:
     if of_year(plan, measure) is None:
         return None
     total = Fraction(0)
-    for month, amount in zip(months_of(plan.year), by_month(plan, measure), strict=True):
+    for month, amount in zip(clock.months_of(plan.year), by_month(plan, measure), strict=True):
         assert amount is not None, "a year that is planned has a plan for each month"
         over = (end - clock.first_day(month)).days
         total += Fraction(amount * min(max(over, 0), _length(month)), _length(month))
@@ -219,7 +215,7 @@ def line(
         forecast=forecast(year, today, this, last),
         months=tuple(
             (amount, used.get(month))
-            for month, amount in zip(months_of(year), planned, strict=True)
+            for month, amount in zip(clock.months_of(year), planned, strict=True)
         ),
     )
 

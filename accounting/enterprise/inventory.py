@@ -362,7 +362,7 @@ def _period(on: date, slot: int, by: By) -> str:
     if by is By.DAY:
         return on.isoformat()
     at = start_of_slot(on, slot if by is By.SLOT else slot // 4 * 4)
-    return f"{at:%Y-%m-%dT%H:%M:%S.000Z}"
+    return clock.iso(at)
 
 
 def share(part: int, whole: int) -> Decimal:

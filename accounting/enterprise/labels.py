@@ -103,7 +103,7 @@ def of_year(plant: Plant, year: int, *, fresh: bool = True) -> PlantLabel:
     Raises what `inventory.for_period` does: `MissingFactor`, `AccountBusy`.
     """
     now = clock.city_month(clock.now())
-    months = [f"{year:04d}-{number:02d}" for number in range(1, MONTHS + 1)]
+    months = clock.months_of(year)
     over = [month for month in months if month < now]
     return _label(plant, year, over, running=months[-1] >= now, fresh=fresh)
 

@@ -228,6 +228,18 @@ def let_go(mark: Mark, done: Iterable[Touched]) -> None:
         collection().bulk_write(changes, ordered=False)
 
 
+def stretches(days: Iterable[date], length: int) -> Iterator[list[date]]:
+    """Days in order, in groups that reach over so many days at most."""
+    group: list[date] = []
+    for day in sorted(days):
+        if group and (day - group[0]).days >= length:
+            yield group
+            group = []
+        group.append(day)
+    if group:
+        yield group
+
+
 def due_by(now: datetime) -> storage.Doc:
     """The condition of a due mark. Without `$type` the planner leaves its partial index alone."""
     return {"$type": "date", "$lte": now}

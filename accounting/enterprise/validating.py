@@ -110,19 +110,8 @@ def _by_meter(rows: Iterable[storage.Doc]) -> Iterator[Due]:
     for (plant_id, name), days in due.items():
         if plant_id not in by_plant:
             by_plant[plant_id] = {one.meter: one for one in meters.of_plant(plant_id)}
-        for together in _together(sorted(days)):
+        for together in meterdays.stretches(days, TOGETHER_DAYS):
             yield by_plant[plant_id][name], together
-
-
-def _together(days: Sequence[date]) -> Iterable[list[date]]:
-    group: list[date] = []
-    for day in days:
-        if group and (day - group[0]).days >= TOGETHER_DAYS:
-            yield group
-            group = []
-        group.append(day)
-    if group:
-        yield group
 
 
 def _validate(one: Due) -> None:

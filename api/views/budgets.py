@@ -201,7 +201,7 @@ def shown(standing: Standing) -> dict[str, Any]:
                 "plan": shown_amounts({one: line.months[place][0] for one, line in lines.items()}),
                 "used": shown_amounts({one: line.months[place][1] for one, line in lines.items()}),
             }
-            for place, month in enumerate(budget.months_of(standing.year))
+            for place, month in enumerate(clock.months_of(standing.year))
         ],
         "completeness": standing.completeness,
         "estimated_share": standing.estimated_share,
@@ -238,7 +238,7 @@ def _months_planned(plan: Plan) -> list[dict[str, Any]]:
     by_month = {measure: budget.by_month(plan, measure) for measure in Measure}
     return [
         {"month": month, **shown_amounts({one: told[place] for one, told in by_month.items()})}
-        for place, month in enumerate(budget.months_of(plan.year))
+        for place, month in enumerate(clock.months_of(plan.year))
     ]
 
 

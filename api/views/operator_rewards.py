@@ -16,7 +16,7 @@ from accounting.errors import DomainError
 from accounting.tables import CSV, csv_text
 from api import problems, reward_terms
 from api.idempotency import business_key, idempotent
-from api.numbers import CityDay, Instant, Schema, show_instant
+from api.numbers import CityDay, Instant, Schema
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, newest, page, page_of, place
 from api.problems import UnsupportedMediaType
@@ -288,4 +288,4 @@ def _plain(reward: Reward) -> dict[str, Any]:
 def _plain_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain_value(one) for one in value]
-    return show_instant(value) if isinstance(value, datetime) else value
+    return clock.iso(value) if isinstance(value, datetime) else value
