@@ -11,9 +11,13 @@ from api.idempotency import business_key
 from api.problems import UnsupportedMediaType
 from integrations import feeds, imports
 
+WANTED = "application/x-ndjson in UTF-8, or text/csv in UTF-8 or GB18030"
 ENCODINGS = ("", "identity", "gzip")
 FILE = {
-    "description": "The file as it is; gzip if `Content-Encoding: gzip` says so.",
+    "description": (
+        "The file as it is; gzip if `Content-Encoding: gzip` says so. UTF-8, with or without a byte"
+        " order mark; a CSV in GB18030 says so by `Content-Type: text/csv; charset=gb18030`."
+    ),
     "required": True,
     "content": {kind: {"schema": {"type": "string"}} for kind in feeds.FORMATS},
 }
@@ -28,12 +32,17 @@ def queued(kind: str, owner: str) -> tuple[dict[str, Any], int, dict[str, str]]:
     encoding = request.headers.get("Content-Encoding", "").lower()
     if request.mimetype not in feeds.FORMATS or encoding not in ENCODINGS:
         raise UnsupportedMediaType(" or ".join(feeds.FORMATS))
+    charset = request.mimetype_params.get("charset", "") or feeds.UTF_8
+    read_as = feeds.CHARSETS.get(charset.lower())
+    if read_as is None or (request.mimetype == feeds.NDJSON and read_as != feeds.UTF_8):
+        raise UnsupportedMediaType(WANTED)
     job = imports.store(
         kind,
         owner,
         request.stream,
         media_type=request.mimetype,
         gzipped=encoding == "gzip",
+        encoding=read_as,
         once=business_key(),
     )
     tasks.nudge(tasks.run_job, job.id)

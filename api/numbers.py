@@ -18,7 +18,7 @@ from flask.json.provider import JSONProvider
 from marshmallow import fields, validate
 from webargs.flaskparser import FlaskParser
 
-from accounting import clock, quantities
+from accounting import clock, quantities, storage
 from api.problems import Invalid, MalformedRequest, UnsupportedMediaType
 
 # MongoDB integers have 64 bits; no figure of a city comes near.
@@ -72,11 +72,6 @@ def read_json(raw: bytes) -> Any:
     return value
 
 
-def storable(text: str) -> bool:
-    """Whether MongoDB can keep the text: no NUL, no half of a surrogate pair."""
-    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
-
-
 def _too_deep() -> MalformedRequest:
     return MalformedRequest("The JSON is nested too deeply.", "JSON 嵌套过深。")
 
@@ -106,7 +101,7 @@ def _check_texts(value: Any) -> None:
             pending.extend(part.values())
         elif isinstance(part, list):
             pending.extend(part)
-        elif isinstance(part, str) and not storable(part):
+        elif isinstance(part, str) and not storage.storable(part):
             raise MalformedRequest(
                 "A text holds NUL or half of a surrogate pair.",
                 "文本含有 NUL 或不完整的代理对。",

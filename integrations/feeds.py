@@ -4,21 +4,39 @@ Nothing here knows rules: a row is the object a partner would have sent as JSON.
 be read is yielded as `Unreadable`, so it is reported with its number and the rest go on.
 """
 
+import codecs
 import csv
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import IO, Any, Final, cast
 
+from accounting import storage
+
 NDJSON: Final = "application/x-ndjson"
 CSV: Final = "text/csv"
 FORMATS: Final = (NDJSON, CSV)
+UTF_8: Final = "utf-8"
+GB18030: Final = "gb18030"
+# What a declared charset is read as. GBK and GB2312 are parts of GB18030, ASCII of UTF-8.
+CHARSETS: Final = {
+    "utf-8": UTF_8,
+    "utf8": UTF_8,
+    "us-ascii": UTF_8,
+    "gb18030": GB18030,
+    "gbk": GB18030,
+    "gb2312": GB18030,
+}
+BOM: Final = "\ufeff"
 LINE_BYTES_MAX = 64 * 1024
 # How much of a line that cannot be read is kept to be shown.
 TEXT_MAX = 500
+NAME_MAX = 64
+HOLDS_NUL = "holds a NUL character"
 # A gzip file may blow up to this many times its size, and no further.
 GZIP_RATIO_MAX = 200
 PV: Final = ("pv_generated_kwh", "pv_exported_kwh", "pv_certified_kwh")
@@ -79,11 +97,17 @@ FeedRow = dict[str, Any] | Unreadable
 
 
 def rows(
-    data: IO[bytes], *, media_type: str, gzipped: bool, size: int, form: Form = REPORTS
+    data: IO[bytes],
+    *,
+    media_type: str,
+    gzipped: bool,
+    size: int,
+    form: Form = REPORTS,
+    encoding: str = UTF_8,
 ) -> Iterator[FeedRow]:
     """The rows of a file, streamed. Raises `FileRefused` when it cannot be read on."""
     source = cast("IO[bytes]", gzip.GzipFile(fileobj=data)) if gzipped else data
-    bound = _Bounded(source, size * GZIP_RATIO_MAX if gzipped else size)
+    bound = _Bounded(source, size * GZIP_RATIO_MAX if gzipped else size, encoding)
     try:
         yield from _ndjson(bound) if media_type == NDJSON else _csv(bound, form)
     except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
@@ -93,25 +117,34 @@ def rows(
 class _Bounded:
     """Lines of a file as text, refusing to read more bytes in all than allowed.
 
-    A line that is too long, or is not UTF-8, is `Unreadable`; the lines behind it are read on.
+    A line that is too long, or is not of the encoding, is `Unreadable`; the lines behind it are
+    read on. Lines are cut as bytes: in GB18030 too no character has a line feed in it.
     """
 
-    def __init__(self, source: IO[bytes], most: int) -> None:
+    def __init__(self, source: IO[bytes], most: int, encoding: str) -> None:
         self.source = source
         self.left = most
+        self.encoding = encoding
 
     def __iter__(self) -> Iterator[str | Unreadable]:
-        encoding = "utf-8-sig"
+        first = True
         while line := self._read():
+            if first and self.encoding != UTF_8 and line.startswith(codecs.BOM_UTF8):
+                raise FileRefused(f"declared as {self.encoding.upper()}, but marked as UTF-8")
             if len(line) > LINE_BYTES_MAX:
                 self._skip(line)
-                yield Unreadable(_beginning(line), f"longer than {LINE_BYTES_MAX} bytes")
+                yield Unreadable(
+                    _beginning(line, self.encoding), f"longer than {LINE_BYTES_MAX} bytes"
+                )
             else:
                 try:
-                    yield line.decode(encoding)
+                    text = line.decode(self.encoding)
                 except UnicodeDecodeError:
-                    yield Unreadable(_beginning(line), "not UTF-8")
-            encoding = "utf-8"
+                    why = f"not {self.encoding.upper()}"
+                    yield Unreadable(_beginning(line, self.encoding), why)
+                else:
+                    yield text.removeprefix(BOM) if first else text
+            first = False
 
     def _read(self) -> bytes:
         line = self.source.readline(LINE_BYTES_MAX + 1)
@@ -126,8 +159,12 @@ class _Bounded:
             part = self._read()
 
 
-def _beginning(line: bytes) -> str:
-    return line[:TEXT_MAX].decode(errors="replace").strip()
+def _beginning(line: bytes, encoding: str) -> str:
+    return line[:TEXT_MAX].decode(encoding, errors="replace").strip()
+
+
+class _Unfit(Exception):
+    """A JSON text that no row can be made of, and why."""
 
 
 def _ndjson(lines: _Bounded) -> Iterator[FeedRow]:
@@ -139,15 +176,40 @@ def _ndjson(lines: _Bounded) -> Iterator[FeedRow]:
         if not text:
             continue
         try:
-            row = json.loads(text, parse_float=Decimal)
-            # Half of a surrogate pair comes in by an escape, and nothing behind here can encode it.
+            row = json.loads(text, parse_float=Decimal, object_pairs_hook=_once_each)
+            # Raw, NUL is no JSON and half of a surrogate pair no UTF-8: they come in by escapes.
             if "\\u" in text:
-                json.dumps(row, ensure_ascii=False, default=str).encode()
+                _check_texts(row)
+        except _Unfit as unfit:
+            yield Unreadable(text[:TEXT_MAX], str(unfit))
+            continue
         except (ValueError, ArithmeticError, RecursionError):
             # Decimal answers an absurd exponent with an ArithmeticError.
-            yield Unreadable(text[:TEXT_MAX], "not a JSON object")
+            why = HOLDS_NUL if "\0" in text else "not a JSON object"
+            yield Unreadable(text[:TEXT_MAX], why)
             continue
         yield row if isinstance(row, dict) else Unreadable(text[:TEXT_MAX], "not a JSON object")
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; which of two values was meant by a key that comes twice, nobody can say."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise _Unfit(f"names a key twice: {twice[:NAME_MAX]!a}")
+    return row
+
+
+def _check_texts(value: Any) -> None:
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            pending += [*part.keys(), *part.values()]
+        elif isinstance(part, list):
+            pending += part
+        elif isinstance(part, str) and not storage.storable(part):
+            raise _Unfit(HOLDS_NUL if "\0" in part else "holds half of a surrogate pair")
 
 
 def _csv(lines: _Bounded, form: Form) -> Iterator[FeedRow]:
@@ -165,6 +227,11 @@ def _csv(lines: _Bounded, form: Form) -> Iterator[FeedRow]:
             continue
         text = line.rstrip("\r\n")
         if not text.strip():
+            continue
+        if "\0" in text:
+            if header is None:
+                raise FileRefused(f"the header of the CSV cannot be read: {HOLDS_NUL}")
+            yield Unreadable(text[:TEXT_MAX], HOLDS_NUL)
             continue
         try:
             [cells] = csv.reader([text], strict=True)

@@ -77,6 +77,7 @@ def store(
     *,
     media_type: str,
     gzipped: bool,
+    encoding: str = feeds.UTF_8,
     once: str | None = None,
 ) -> Job:
     """Write the bytes, then the job that will read them. Raises `FileTooLarge`.
@@ -97,6 +98,7 @@ def store(
     arguments = {
         "media_type": media_type,
         "gzipped": gzipped,
+        "encoding": encoding,
         "size": size,
         "file": file_id,
         "sha256": digest.hexdigest(),
@@ -128,6 +130,7 @@ def run(job_id: str, take_rows: TakeRows, form: Form = feeds.REPORTS) -> Job | N
                 gzipped=arguments["gzipped"],
                 size=arguments["size"],
                 form=form,
+                encoding=arguments.get("encoding", feeds.UTF_8),
             )
             for chunk in _chunks(islice(rows, done, None)):
                 _take_chunk(job, done, chunk, counts, take_rows)

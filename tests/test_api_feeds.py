@@ -394,6 +394,40 @@ def test_a_file_of_another_kind_is_refused_before_it_is_read(buses: Caller) -> N
     assert jobs.waiting(clock.now()) == []
 
 
+@pytest.mark.parametrize("charset", ["gb18030", "GBK", '"gb2312"'])
+def test_a_csv_in_gb18030_with_one_wrong_byte_loses_one_row(
+    me: Caller, buses: Caller, charset: str
+) -> None:
+    linked(me, buses)
+    text = (
+        "external_id,behaviour,quantity,occurred_at,source_event_id,line\n"
+        "card-1,bus_km,8,2026-05-20T08:00:00+08:00,tap-1,衢州\n"
+        "card-1,bus_km,8,2026-05-20T10:00:00+08:00,tap-2,?\n"
+    )
+    job_id = upload(
+        buses, text.encode("gb18030").replace(b"?", b"\xff"), f"{CSV}; charset={charset}"
+    )
+    work(job_id)
+    job = buses.get(f"/v1/jobs/{job_id}").get_json()
+    assert (job["state"], counted(job)) == ("done", {"pending": 1, "rejected": 1})
+    [error] = [json.loads(line) for line in buses.get(job["errors_url"]).text.splitlines()]
+    assert (error["row"], error["code"]) == (2, "malformed_row")
+    assert error["message"].endswith("not GB18030")
+    [activity] = me.get("/v1/activities").get_json()["items"]
+    assert activity["source_event_id"] == "tap-1"
+
+
+@pytest.mark.parametrize(
+    "kind", [f"{CSV}; charset=big5", f"{CSV}; charset=utf-16", f"{NDJSON}; charset=gb18030"]
+)
+def test_a_charset_nobody_reads_is_refused_before_the_file_is_kept(
+    buses: Caller, kind: str
+) -> None:
+    answer = buses.post("/v1/feeds/activities/files", data=b"x", headers={"Content-Type": kind})
+    assert said(answer) == (415, "unsupported_media_type")
+    assert jobs.waiting(clock.now()) == []
+
+
 def test_a_job_is_seen_by_its_owner_and_the_operator(app: Flask, buses: Caller) -> None:
     job_id = upload(buses, lines(ROW))
     operator = machine(app, Kind.OPERATOR)

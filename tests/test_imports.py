@@ -45,10 +45,22 @@ def _noon() -> Iterator[None]:
 # Reading.
 
 
-def read(content: str | bytes, media_type: str = NDJSON, *, gzipped: bool = False) -> list[FeedRow]:
+def read(
+    content: str | bytes,
+    media_type: str = NDJSON,
+    *,
+    gzipped: bool = False,
+    encoding: str = feeds.UTF_8,
+) -> list[FeedRow]:
     data = content.encode() if isinstance(content, str) else content
     return list(
-        feeds.rows(io.BytesIO(data), media_type=media_type, gzipped=gzipped, size=len(data))
+        feeds.rows(
+            io.BytesIO(data),
+            media_type=media_type,
+            gzipped=gzipped,
+            size=len(data),
+            encoding=encoding,
+        )
     )
 
 
@@ -153,6 +165,80 @@ def test_a_line_that_is_too_long_or_not_utf8_spoils_no_neighbour(
     assert rows == [{"a": 1}, Unreadable(text, why), {"a": 2}, Unreadable(text, why)]
     rows = read(b"external_id\nx\n" + line + b"\ny\n", CSV)
     assert rows == [{"external_id": "x"}, Unreadable(text, why), {"external_id": "y"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"a": "x\\u0000y"}', "holds a NUL character"),
+        ('{"a": "x\0y"}', "holds a NUL character"),
+        ('{"a": {"b": ["\\u0000"]}}', "holds a NUL character"),
+        ('{"\\u0000": 1}', "holds a NUL character"),
+        ('{"a": "\\ud83d"}', "holds half of a surrogate pair"),
+        ('{"a": "\\ude00\\ud83d"}', "holds half of a surrogate pair"),
+        ('{"\\udfff": 1}', "holds half of a surrogate pair"),
+        ('{"a": 1, "b": 2, "a": 1}', "names a key twice: 'a'"),
+        ('{"a": {"b": 1, "b": 2}}', "names a key twice: 'b'"),
+        ('{"a": 1, "\\u0061": 2}', "names a key twice: 'a'"),
+        ('{"\\ud800": 1, "\\ud800": 2}', "names a key twice: '\\ud800'"),
+    ],
+)
+def test_a_row_nobody_can_keep_or_read_one_way_says_why(line: str, why: str) -> None:
+    rows = read(f'{{"a": 1}}\n{line}\n{{"a": 2}}\n')
+    assert rows == [{"a": 1}, Unreadable(line, why), {"a": 2}]
+
+
+def test_a_whole_surrogate_pair_and_a_written_escape_are_text() -> None:
+    assert read('{"a": "\\ud83d\\ude00"}\n{"a": "\\\\u0000"}\n{"a": {"b": 1}, "b": 1}') == [
+        {"a": "😀"},
+        {"a": "\\u0000"},
+        {"a": {"b": 1}, "b": 1},
+    ]
+
+
+def test_nul_in_a_csv_spoils_no_neighbour() -> None:
+    assert read("external_id\nx\na\0b\ny\n", CSV) == [
+        {"external_id": "x"},
+        Unreadable("a\0b", "holds a NUL character"),
+        {"external_id": "y"},
+    ]
+    why = "the header of the CSV cannot be read: holds a NUL character"
+    assert refused(b"external\0id\nx\n", CSV) == why
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_csv_in_gb18030_says_the_same_as_in_utf8(mark: str) -> None:
+    """With letters of one, two and four bytes, and one whose second byte is a backslash."""
+    text = f"{mark}external_id,line\r\n乘客,福永线\r\nc,珅㐂😀\r\n"
+    assert text.encode("gb18030") != text.encode()
+    rows = read(text.encode("gb18030"), CSV, encoding=feeds.GB18030)
+    assert rows == [
+        {"external_id": "乘客", "attributes": {"line": "福永线"}},
+        {"external_id": "c", "attributes": {"line": "珅㐂😀"}},
+    ]
+    assert rows == read(text, CSV)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        b"\xff",  # No byte of GB18030,
+        "乘".encode("gb18030")[:1],  # the first half of a character before the line feed,
+        "😀".encode("gb18030")[:3],  # three bytes of four,
+        b"\x80",
+    ],
+)
+def test_a_wrong_byte_in_gb18030_is_one_bad_row(cell: bytes) -> None:
+    data = "external_id\n乘\n".encode("gb18030") + cell + "\n客\n".encode("gb18030")
+    first, broken, last = read(data, CSV, encoding=feeds.GB18030)
+    assert (first, last) == ({"external_id": "乘"}, {"external_id": "客"})
+    assert isinstance(broken, Unreadable)
+    assert broken.why == "not GB18030"
+
+
+def test_a_file_marked_as_utf8_is_not_read_as_gb18030() -> None:
+    with pytest.raises(FileRefused, match="declared as GB18030, but marked as UTF-8"):
+        read("\ufeff乘客\n1\n", CSV, encoding=feeds.GB18030)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "external_id,quantity\n"])
