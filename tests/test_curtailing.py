@@ -2,12 +2,16 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
+from fractions import Fraction
 from itertools import chain, combinations
 
 import pytest
 
-from accounting.enterprise import curtailment
+from accounting.enterprise import curtailment, expecting
 from accounting.enterprise.curtailment import Choice, Load, Reason
+from accounting.enterprise.expecting import Basis, Expected
+from accounting.enterprise.slots import SLOTS
 
 KW = 1_000
 # Not how long it takes, but how long it may take on a machine that does ten other things.
@@ -275,3 +279,12 @@ def test_a_choice_that_had_no_time_is_still_one_and_says_how_far_off_it_may_be()
     lost = sum(one.lost_fen for one in choice.stopped)
     assert sum(one.watts or 0 for one in choice.stopped) >= 7_400_000
     assert lost - choice.gap_fen <= sum(one.lost_fen for one in best.stopped)
+
+
+def test_a_holiday_is_expected_like_a_sunday() -> None:
+    """1 October 2026 is a Thursday; Sunday 20 September was worked on, in exchange."""
+    drawn = {date(2026, 9, 24): 100, date(2026, 9, 20): 90, date(2026, 9, 13): 40}
+    known = {day: (wh, *[None] * (SLOTS - 1)) for day, wh in drawn.items()}
+    assert expecting.expected([(date(2026, 10, 1), 0)], known) == Expected(
+        (Fraction(40),), Basis.SAME_WEEKDAY
+    )

@@ -21,6 +21,7 @@ from accounting.enterprise import (
     plants,
     trees,
     validating,
+    workdays,
 )
 from accounting.enterprise.boundary import OUTSIDE, Boundary, highest
 from accounting.enterprise.carbon import ELECTRICITY
@@ -168,8 +169,8 @@ def _expectations(
     days = expecting.history(wanted, clock.city_day(clock.now()))
     validating.catch_up(plant.id, days[0], days[-1])
     asked = {day for day, _ in wanted}
-    weekdays = {day.isoweekday() for day in asked}
-    near = [day for day in days if day in asked or day.isoweekday() in weekdays]
+    kinds = {workdays.kind_of(day) for day in asked}
+    near = [day for day in days if day in asked or workdays.kind_of(day) in kinds]
     known = _known(plant, [one.meter for one in measured], near)
     found = {one.meter: _expected(one, wanted, known[one.meter]) for one in measured}
     # Only for meters of which the same weekdays do not tell enough: the other days as well.

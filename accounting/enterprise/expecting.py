@@ -1,10 +1,10 @@
 """What a meter will say of quarter hours that are not over, from those that are. Pure.
 
 A quarter hour that is known is taken as it is. Else the mean of the same quarter hour on the same
-weekday of the four weeks before; else of any day of these weeks; else the mean of all that is known
-of them. The sun has its hours: of what it makes the last is the nearest quarter hour that is known,
-four hours away at most, and beyond that nothing is counted on. A meter of which nothing is known
-says nothing.
+weekday of the four weeks before (`workdays`: a holiday is a Sunday); else of any day of these
+weeks; else the mean of all that is known of them. The sun has its hours: of what it makes the last
+is the nearest quarter hour that is known, four hours away at most, and beyond that nothing is
+counted on. A meter of which nothing is known says nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +14,7 @@ from enum import StrEnum
 from fractions import Fraction
 
 from accounting import clock
+from accounting.enterprise import workdays
 from accounting.enterprise.slots import SLOT, SLOTS, Row, start_of_slot
 
 HISTORY_DAYS = 28
@@ -92,7 +93,7 @@ def expected(
         if measured is not None:
             quantities.append(Fraction(measured))
             continue
-        like = day.isoweekday(), slot
+        like = workdays.kind_of(day), slot
         if like not in found:
             found[like] = _like(*like, known) or (_nearest(slot, known) if sun else overall)
         quantity, basis = found[like]
@@ -112,9 +113,9 @@ def _nearest(slot: int, known: Mapping[date, Row]) -> tuple[Fraction, Basis]:
     return Fraction(0), Basis.NEAREST_TIME
 
 
-def _like(weekday: int, slot: int, known: Mapping[date, Row]) -> tuple[Fraction, Basis] | None:
+def _like(kind: int, slot: int, known: Mapping[date, Row]) -> tuple[Fraction, Basis] | None:
     there = [(day, row[slot]) for day, row in known.items()]
-    same = [value for day, value in there if value is not None and day.isoweekday() == weekday]
+    same = [value for day, value in there if value is not None and workdays.kind_of(day) == kind]
     if same:
         return _mean(same), Basis.SAME_WEEKDAY
     recent = [value for _, value in there if value is not None]

@@ -18,6 +18,7 @@ from accounting.enterprise import (
     meterdays,
     meters,
     plants,
+    workdays,
 )
 from accounting.enterprise.boundary import Boundary, highest
 from accounting.enterprise.budgets import Standing
@@ -29,7 +30,6 @@ from accounting.enterprise.plants import Node, Plant
 from accounting.enterprise.slots import SLOTS, start_of_slot
 
 CURVE_DAYS = 28
-SATURDAY = 6
 # Watts of one watt hour in a quarter hour.
 _PER_HOUR = 4
 _DAY = timedelta(days=1)
@@ -48,7 +48,8 @@ class Deduction:
 class Curve:
     """The mean power of each quarter hour in W, None where no day tells; and the highest of all.
 
-    Taken over `first` to `last`, from quarter hours in which every meter that is summed is known.
+    A holiday is a weekend, a weekend that is worked on is none. Taken over `first` to `last`, from
+    quarter hours in which every meter that is summed is known.
     """
 
     first: date
@@ -139,14 +140,14 @@ def _curve(
         for on, those in rows.items()
         if len(those) == len(names)
     }
-    weekends = {on: row for on, row in sums.items() if on.isoweekday() >= SATURDAY}
-    workdays = {on: row for on, row in sums.items() if on not in weekends}
+    off = {on: row for on, row in sums.items() if workdays.rests(workdays.kind_of(on))}
+    worked = {on: row for on, row in sums.items() if on not in off}
     highest = max(
         ((watts, on, slot) for on, row in sums.items() for slot, watts in enumerate(row) if watts),
         default=None,
     )
     peak = (start_of_slot(highest[1], highest[2]), highest[0]) if highest else None
-    return Curve(first, last, _mean_day(workdays), _mean_day(weekends), peak)
+    return Curve(first, last, _mean_day(worked), _mean_day(off), peak)
 
 
 def _sum(slot: Sequence[int | None]) -> int | None:
