@@ -219,6 +219,10 @@ def test_a_gateway_gets_credentials_for_its_plant(works: Works) -> None:
     assert said(unknown) == (404, "not_found")
     unnamed = works.operator.post("/v1/operator/partners", {"kind": "plant", "name": "网关"})
     assert said(unnamed) == (422, "validation_failed")
+    missing = {"pointer": "/plant_id", "message": "缺少必填字段。"}
+    assert unnamed.get_json()["errors"] == [missing]
+    partner = works.operator.post("/v1/operator/partners", wanted | {"kind": "data"})
+    assert partner.get_json()["errors"][0]["message"] == "只有工厂网关可以指定工厂。"
 
 
 # --- below HTTP ---------------------------------------------------------------------------------

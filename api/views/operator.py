@@ -45,7 +45,9 @@ class PartnerRequest(Schema):
 
     @ma.validates_schema(skip_on_field_errors=True)
     def names_its_plant(self, data: dict[str, Any], **_: Any) -> None:
-        if (data["kind"] == "plant") != ("plant_id" in data):
+        if data["kind"] == "plant" and "plant_id" not in data:
+            raise ma.ValidationError("Missing data for required field.", "plant_id")
+        if data["kind"] != "plant" and "plant_id" in data:
             raise ma.ValidationError("Only a gateway of a plant names a plant.", "plant_id")
 
     @ma.validates("behaviours")
