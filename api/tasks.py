@@ -280,7 +280,7 @@ def grade_everybody() -> None:
 
 @shared_task(name="tanhui.sweep_half_done")
 def sweep_half_done() -> None:
-    """Finish activities, decisions, redemptions, scans and links that a crash left half-way."""
+    """Finish whatever a crash left half-way."""
     now = clock.now()
     crediting.sweep(now)
     bill_crediting.sweep(now)

@@ -32,6 +32,7 @@ from accounting.enterprise.meters import Flow, Kind, Meter
 from accounting.enterprise.plants import Node, NodeKind
 from accounting.enterprise.readings import Reading
 from accounting.enterprise.slots import SLOT, SLOTS
+from accounting.errors import ValidationFailed
 from accounting.factors import MissingFactor, Registry
 from accounting.quantities import floor_mg
 from api.demo import plant as demo_plant
@@ -264,6 +265,17 @@ def test_before_the_main_meter_was_heard_the_others_count() -> None:
     found = emitted(last=DAY + timedelta(days=1))
     sums = [total.by_carrier["electricity"].quantity for _, total in found.series]
     assert sums == [5_000, 8_000]
+
+
+@pytest.mark.usefixtures("app")
+def test_a_range_has_as_many_days_as_are_allowed_and_no_more() -> None:
+    month = [DAY, DAY + timedelta(days=30)]
+    assert len(inventory.for_period("p", *month, By.HOUR).series) == 31 * 24
+    with pytest.raises(ValidationFailed):
+        inventory.for_period("p", DAY, DAY + timedelta(days=31), By.HOUR)
+    # At noon it begins and ends on 32 days of the city.
+    noon = clock.start_of(DAY) + timedelta(hours=12)
+    assert inventory.for_period("p", noon, noon + timedelta(days=31), By.HOUR).total.expected == 0
 
 
 def test_signs_by_flow_and_place() -> None:

@@ -146,7 +146,7 @@ def for_period(
     """
     start, stop = span(begin, end)
     first, last = clock.city_day(start), clock.city_day(stop - timedelta(milliseconds=1))
-    if (last - first).days >= DAYS_MAX[by] + 1:
+    if stop - start > DAYS_MAX[by] * _DAY:
         raise ValidationFailed("/to", f"At most {DAYS_MAX[by]} days.", f"最多 {DAYS_MAX[by]} 天。")
     tree = plants.nodes(plant_id)
     if node is not None and all(one.node != node for one in tree):

@@ -13,8 +13,6 @@ from accounting import clock, storage
 from accounting.errors import NotFound
 from accounting.ids import new_id
 
-LISTED_MAX = 100
-
 
 class Kind(StrEnum):
     DATA_FRAUD = "data_fraud"

@@ -129,10 +129,6 @@ def close(plant_id: str, month: str, *, by: str) -> Revision:
     return _finish(plant_id, month)
 
 
-def is_closed(plant_id: str, month: str) -> bool:
-    return _periods().count_documents({"_id": _id(plant_id, month)}, limit=1) == 1
-
-
 def run(now: datetime) -> int:
     """Post what is over to the book, and revise closed months; returns how many days were due."""
     inventory_days.mark_covered()

@@ -166,18 +166,12 @@ def plant_by_uscc(uscc: str) -> Plant | None:
     return _plant(found) if found else None
 
 
-def plants_after(after: str, limit: int) -> list[Plant]:
-    """In the order of their ids, for walks over all of them."""
-    found = _plants().find({"_id": {"$gt": after}}).sort("_id", 1).limit(limit)
-    return [_plant(row) for row in found]
-
-
 def everyone() -> Iterator[Plant]:
-    """Every plant, in the order of their ids."""
+    """Every plant, in the order of their ids; read in pieces, so that a walk may take its time."""
     after = ""
-    while batch := plants_after(after, WALK):
-        yield from batch
-        after = batch[-1].id
+    while rows := list(_plants().find({"_id": {"$gt": after}}).sort("_id", 1).limit(WALK)):
+        yield from map(_plant, rows)
+        after = rows[-1]["_id"]
 
 
 # --- nodes --------------------------------------------------------------------------------------
