@@ -366,6 +366,11 @@ def test_a_budget_that_will_not_do(plant: str) -> None:
         (Rule.BUDGET, "energy_wh month", Severity.CRITICAL),
         (Rule.FORECAST, "energy_wh", Severity.WARNING),
     }
+    budgets = [one.facts for one in alerts.live(plant) if one.rule is Rule.BUDGET]
+    assert {(one["measure"], one["period"]) for one in budgets} == {
+        ("energy_wh", "2026"),
+        ("energy_wh", "2026-05"),
+    }
     assert review(4_000) == review(4_000)
     # A plan of 100,000 kWh has room for 365 x 96 = 35,040, and closes all three.
     assert review(100_000) == set()

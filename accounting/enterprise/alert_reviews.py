@@ -6,6 +6,7 @@ could not judge stays as it is. A second review of a night finds the same.
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from fractions import Fraction
 
@@ -19,7 +20,7 @@ from accounting.enterprise import (
     labels,
     plants,
 )
-from accounting.enterprise.alert_rules import Rule, Severity, Verdict
+from accounting.enterprise.alert_rules import Facts, Rule, Severity, Verdict
 from accounting.enterprise.alerts import Finding, Subject, Why
 from accounting.enterprise.label_rules import Label
 from accounting.enterprise.plants import Plant
@@ -97,7 +98,8 @@ def label(plant: Plant, now: datetime) -> Judged:
 def budgeted(plant: Plant, now: datetime) -> Judged:
     """A7, A8 and, on the day after a quarter, A12: what is used, against the plan of the year.
 
-    Each measure is a subject, and so is its month where the year is planned.
+    Each measure is a subject, and so is its month where the year is planned; the facts name both,
+    or nobody could tell watt-hours from milligrams.
     """
     today = clock.city_day(now)
     yesterday = today - _DAY
@@ -106,10 +108,10 @@ def budgeted(plant: Plant, now: datetime) -> Judged:
         return {}
     judged: dict[tuple[Rule, Subject], Finding | None] = {}
 
-    def judge(verdict: Verdict | None, of: str, since: date) -> None:
+    def judge(verdict: Verdict | None, of: str, facts: Facts, since: date) -> None:
         if verdict is not None:
-            subject = Subject(of=of)
-            judged[verdict.rule, subject] = _finding(verdict, subject, since, yesterday)
+            subject, told = Subject(of=of), replace(verdict, facts={**verdict.facts, **facts})
+            judged[verdict.rule, subject] = _finding(told, subject, since, yesterday)
 
     first, begin = date(year, 1, 1), clock.first_day(month)
     over = Fraction((today - begin).days, clock.last_day(month).day)
@@ -117,15 +119,17 @@ def budgeted(plant: Plant, now: datetime) -> Judged:
         if line.plan is None or line.used is None:
             continue
         name, planned = measure.value, line.planned_to_date or 0
-        judge(alert_rules.budget_progress(line.used, line.plan, planned), name, first)
+        whole = {"measure": name, "period": f"{year:04d}"}
+        judge(alert_rules.budget_progress(line.used, line.plan, planned), name, whole, first)
         if line.forecast.amount is not None:
-            judge(alert_rules.budget_forecast(line.forecast.amount, line.plan), name, first)
+            verdict = alert_rules.budget_forecast(line.forecast.amount, line.plan)
+            judge(verdict, name, whole, first)
         if today.day == 1 and today.month in QUARTERS:
-            judge(alert_rules.surplus(line.used, planned), name, first)
+            judge(alert_rules.surplus(line.used, planned), name, whole, first)
         month_plan, month_used = line.months[yesterday.month - 1]
         if month_plan is not None and month_used is not None:
             verdict = alert_rules.budget_progress(month_used, month_plan, int(month_plan * over))
-            judge(verdict, f"{name} month", begin)
+            judge(verdict, f"{name} month", {"measure": name, "period": month}, begin)
     return judged
 
 

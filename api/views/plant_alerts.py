@@ -31,7 +31,10 @@ class AlertQuery(PageQuery):
 
 
 class AlertAnswer(ma.Schema):
-    """`facts` has the numbers of the rule, in the carrier's smallest unit (electricity: Wh)."""
+    """`facts` has the numbers of the rule, in the carrier's smallest unit (electricity: Wh).
+
+    Those of a budget name its `measure` (energy_wh, coal_mg, co2e_mg: the unit) and `period`.
+    """
 
     id = fields.String(required=True)
     rule = fields.String(required=True, validate=validate.OneOf([rule.value for rule in Rule]))
