@@ -43,7 +43,7 @@ NAMES = (API, *QUEUES, BEAT, FOLLOWER)
 
 def command(name: str, config: Config, bind: str) -> list[str]:
     """What a part runs after `python -m`. `bind` is what gunicorn listens on."""
-    celery = ["celery", "--app", "api.worker:celery"]
+    celery = ["celery", "--app", f"api.{'beat' if name == BEAT else 'worker'}:celery"]
     if name == API:
         return gunicorn("api.wsgi:app", bind, config.log_level)
     if name == BEAT:

@@ -37,7 +37,7 @@ from accounting.enterprise import (
     periods,
     validating,
 )
-from api import feed_rows, plants, schedule
+from api import feed_rows, plants, queues
 from api.bookkeeping import RULES
 from api.config import Config
 from footprint import grade, greenlist, policy_preview, preview, regrading, upkeep
@@ -73,9 +73,6 @@ from rewards import disputes, expiring, redemptions, reminding, settlement, stoc
 
 log = logging.getLogger(__name__)
 
-# Longer than any task may run, or Redis hands the task out twice.
-VISIBILITY_S = 3_600
-PUBLISH_S = 0.5
 # After a failure the queue is left alone this long, so that a hanging one costs a request that
 # leaves several rows one timeout, not one each.
 PAUSE_S = 5.0
@@ -94,23 +91,6 @@ RUN: dict[str, Callable[[str], Any]] = {
     settlement.KIND: settlement.run,
     pushes.KIND: pushes.run,
 }
-URGENT, BULK, OUTSIDE = "urgent", "bulk", "webhooks"
-# What may take long.
-SLOW = (
-    "tanhui.run_job",
-    "tanhui.carry_marketing",
-    "tanhui.expire_vouchers",
-    "tanhui.remind_of_consents",
-    "tanhui.remind_of_vouchers",
-    "tanhui.tell_of_reads",
-    "tanhui.make_bank_files",
-    "tanhui.validate_readings",
-    "tanhui.count_inventory",
-    "tanhui.post_inventory",
-    "tanhui.watch_plants",
-    "tanhui.listen_to_meters",
-    "tanhui.review_plants",
-)
 # A sweep of notifications begins no batch after this, so that the next one finds it done.
 CARRY_S = 12.0
 
@@ -118,43 +98,10 @@ _paused_until = 0.0
 
 
 def make_celery(config: Config) -> Celery:
-    """The Celery app of one process; the API publishes to it, the worker and beat run it."""
+    """The Celery app of one process; the API publishes to it, a worker runs it."""
     global _paused_until
     _paused_until = 0.0
-    celery = Celery("tanhui")
-    # "Current" is per thread, and requests run in many: shared tasks must find this app in all.
-    celery.set_default()
-    celery.conf.update(
-        broker_url=config.redis_url,
-        broker_connection_retry_on_startup=True,
-        broker_transport_options={
-            "visibility_timeout": VISIBILITY_S,
-            "socket_connect_timeout": PUBLISH_S,
-            "socket_timeout": 5,
-            # A request must not wait for a queue that is away: the sweep finds the row.
-            "max_retries": 1,
-            "interval_start": 0,
-            "interval_step": 0,
-        },
-        task_serializer="json",
-        accept_content=["json"],
-        task_ignore_result=True,
-        task_acks_late=True,
-        task_reject_on_worker_lost=True,
-        worker_prefetch_multiplier=1,
-        worker_hijack_root_logger=False,
-        # A worker of its own for each: a push or a sweep never waits behind a file.
-        task_queues={URGENT: {}, BULK: {}, OUTSIDE: {}},
-        task_default_queue=URGENT,
-        task_routes={
-            **{name: {"queue": BULK} for name in SLOW},
-            # What waits for somebody else's server holds up nothing of ours.
-            "tanhui.carry_webhook": {"queue": OUTSIDE},
-        },
-        task_publish_retry=False,
-        timezone="Asia/Shanghai",
-        beat_schedule=schedule.for_beat(),
-    )
+    celery = queues.make(config)
     celery.conf.tanhui_pusher = pusher_of(config)
     # Loopback is for trying things out on one machine.
     celery.conf.tanhui_webhook_post = partial(webhook_targets.post, loopback=config.demo)

@@ -1,4 +1,4 @@
-"""The entry of `celery -A api.worker`: worker and beat, wired like the API."""
+"""The entry of `celery -A api.worker`: a worker, wired like the API."""
 
 import os
 

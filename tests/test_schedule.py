@@ -2,7 +2,7 @@
 
 from flask import Flask
 
-from api import processes, tasks
+from api import processes, queues
 from api.schedule import SCHEDULE, for_beat
 
 
@@ -23,12 +23,12 @@ def test_a_sweep_that_waited_until_the_next_is_dropped() -> None:
 def test_each_queue_has_a_worker_and_only_long_work_is_in_the_slow_one(app: Flask) -> None:
     celery = app.extensions["celery"]
     assert set(celery.conf.task_queues) == set(processes.QUEUES.values())
-    assert set(tasks.SLOW) <= set(celery.tasks), "a name that routes nothing"
+    assert set(queues.SLOW) <= set(celery.tasks), "a name that routes nothing"
     for name in celery.tasks:
         queue = celery.amqp.router.route({}, name)["queue"].name
-        slow = "bulk" if name in tasks.SLOW else "urgent"
+        slow = "bulk" if name in queues.SLOW else "urgent"
         assert queue == ("webhooks" if name == "tanhui.carry_webhook" else slow), name
-    assert celery.conf.task_default_queue == tasks.URGENT
+    assert celery.conf.task_default_queue == queues.URGENT
 
 
 def test_tasks_may_be_lost_with_their_worker(app: Flask) -> None:
