@@ -74,6 +74,32 @@ def test_an_actual_that_comes_late_replaces_the_estimate(works: Works) -> None:
     assert layer(works.intervals(*slots)) == [(9, 9, "A", None)]
 
 
+def test_second_values_are_kept_and_shown_the_newest_slot_first(works: Works) -> None:
+    works.meter()
+    works.send(row("18T08:00:00", 1), row("18T08:15:00", 2))
+    works.send(row("18T08:00:00", 1.5), row("18T08:15:00", 3), row("18T08:00:00", 1.5))
+    works.send(row("18T08:00:00", 1.6))
+    path = f"/v1/plants/{works.gateway.id}/meters/m1/conflicts"
+    told = works.gateway.get(path).get_json()
+    shown = [(one["at"], one["kind"], one["value"]) for one in told["items"]]
+    eight, quarter_past = "2026-05-18T00:00:00.000Z", "2026-05-18T00:15:00.000Z"
+    assert shown == [
+        (quarter_past, "interval", 3),
+        (eight, "interval", Decimal("1.6")),
+        (eight, "interval", Decimal("1.5")),
+    ]
+    pages, cursor = [], ""
+    for _ in shown:
+        page = works.gateway.get(f"{path}?limit=1{cursor}").get_json()
+        pages += page["items"]
+        cursor = f"&cursor={page['next_cursor']}"
+    assert (pages, page["next_cursor"]) == (told["items"], None)
+    assert said(works.gateway.get(f"/v1/plants/{works.gateway.id}/meters/no/conflicts")) == (
+        404,
+        "not_found",
+    )
+
+
 def test_each_row_has_its_own_end(works: Works) -> None:
     works.meter()
     works.meter("r1", kind="register")

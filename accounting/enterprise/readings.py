@@ -106,8 +106,19 @@ class ConflictDocument(me.Document):
     meta = {
         "collection": "reading_conflicts",
         "auto_create_index": False,
-        "indexes": [{"fields": ["plant", "meter", "at"]}],
+        "indexes": [{"fields": ["plant", "meter", "at", "_id"]}],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A value as it was sent, in the meter's unit before its multiplier; the first one holds."""
+
+    id: str
+    at: datetime
+    kind: str
+    value: Decimal
+    received_at: datetime
 
 
 @dataclass(slots=True)
@@ -436,11 +447,18 @@ def _conflict(
 
 
 def conflicts_of(
-    plant_id: str, meter: str, first: datetime, end: datetime, limit: int
-) -> list[storage.Doc]:
-    """The second values that came for slots of a meter in `[first, end)`."""
-    wanted = {"plant": plant_id, "meter": meter, "at": {"$gte": first, "$lt": end}}
-    return list(_conflicts().find(wanted).sort("at", 1).limit(limit))
+    plant_id: str, meter: str, *, before: tuple[datetime, str] | None, limit: int
+) -> list[Conflict]:
+    """The second values that came for slots of a meter, the newest slot first."""
+    wanted: storage.Doc = {"plant": plant_id, "meter": meter}
+    if before is not None:
+        at, last = before
+        wanted["$or"] = [{"at": {"$lt": at}}, {"at": at, "_id": {"$lt": last}}]
+    found = _conflicts().find(wanted).sort([("at", -1), ("_id", -1)]).limit(limit)
+    return [
+        Conflict(row["_id"], row["at"], row["kind"], Decimal(row["value"]), row["received_at"])
+        for row in found
+    ]
 
 
 def accepted(ends: Iterable[End]) -> Mapping[str, int]:

@@ -9,7 +9,7 @@ from flask.views import MethodView
 from marshmallow import fields, validate
 
 from accounting import audit, clock
-from accounting.enterprise import editing, meters, monthly, validating
+from accounting.enterprise import editing, meters, monthly, readings, validating
 from accounting.enterprise.carriers import UNITS
 from accounting.enterprise.checking import Month, Unbalanced
 from accounting.enterprise.editing import EDITS_MAX, Edit
@@ -19,6 +19,7 @@ from accounting.errors import ValidationFailed
 from api.idempotency import idempotent
 from api.numbers import CityDay, Flag, Instant, Quantity, Schema, plain
 from api.openapi import Blueprint, refuses
+from api.paging import PageQuery, page, page_of, place
 from api.plants import MONTH, own_plant
 from api.security import OPERATOR, PLANT, caller, door
 
@@ -52,6 +53,13 @@ class MeterEditsRequest(Schema):
 
 class MeterEditsAnswer(ma.Schema):
     edited = fields.Integer(required=True)
+
+
+class ConflictingReading(ma.Schema):
+    at = Instant(required=True)
+    kind = fields.String(required=True)
+    value = Quantity(required=True, metadata={"description": "As sent, before the multiplier."})
+    received_at = Instant(required=True)
 
 
 class MeterChangeRequest(Schema):
@@ -169,6 +177,23 @@ class MeterChanges(MethodView):
         )
         validating.touch(plant_id, meter)
         return {"meter": meter, "at": wanted["at"], "changes": len(changed.changes)}
+
+
+@blueprint.route("/v1/plants/<plant_id>/meters/<meter>/conflicts")
+class Conflicts(MethodView):
+    @door(PLANT, scope="plant:read")
+    @blueprint.arguments(PageQuery, location="query")
+    @blueprint.response(200, page_of(ConflictingReading))
+    def get(self, wanted: dict[str, Any], plant_id: str, meter: str) -> dict[str, Any]:
+        """Values that came for slots that had one already, the newest slot first
+
+        The value that came first holds; an operator may set another (`/edits`).
+        """
+        own_plant(plant_id)
+        meters.get(plant_id, meter)
+        before, limit = place(wanted), wanted["limit"] + 1
+        found = readings.conflicts_of(plant_id, meter, before=before, limit=limit)
+        return page(found, wanted, lambda one: (one.at, one.id))
 
 
 @blueprint.route("/v1/plants/<plant_id>/quality")
