@@ -27,6 +27,7 @@ from accounting.factors import review
 from accounting.verifying import Broken, Place
 from api import grading, launch, operators, processes, stack, stores
 from api.bookkeeping import RULES
+from api.city.command import city as make_city
 from api.config import Config, ConfigError
 from api.operators import data_dir_option
 from footprint import versions
@@ -180,6 +181,7 @@ def _checked_book(anew: bool) -> Place:
 
 tanhui.add_command(operators.operator)
 tanhui.add_command(grading.grades)
+tanhui.add_command(make_city)
 
 
 @tanhui.command()

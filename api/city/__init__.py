@@ -1,0 +1,1 @@
+"""A made-up city at any size: people, their partners' files, bills and plants (docs/city.md)."""
