@@ -182,6 +182,16 @@ def test_the_tables_add_up() -> None:
         assert sum(rhythm) / 12 == pytest.approx(1, abs=0.005)
 
 
+def test_the_document_has_the_numbers_of_the_tables() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "city.md").read_text("utf-8")
+    for name, share, _ in people.DISTRICTS:
+        assert f"{name} {share:.1%}".rstrip("%") in text
+    for shares in people.PARTICIPATION.values():
+        assert "/".join(f"{share * 100:.0f}" for share in shares) in text
+    for fault, share in (*faults.SHARES, (faults.LATE, faults.LATE_SHARE), billing.SHARES[-1]):
+        assert f"| `{fault}` | {share * 100:g} % of" in text
+
+
 def test_households_have_an_adult_and_the_size_of_the_census() -> None:
     homes = list(people.households(PLAN.seed, 24_000))
     assert statistics.mean(home.members for home in homes) == pytest.approx(2.33, abs=0.04)
@@ -324,7 +334,7 @@ def test_bills_of_utilities_are_taken_in(app: Flask, tmp_path: Path) -> None:
         for home in homes:
             if one.name in home.carriers:
                 account = home.account_no(one.name)
-                households.join(f"res_{home.first}", one.name, account, home.members)  # type: ignore[arg-type]
+                households.join(f"res_{home.first}", one.name, account, home.members)
         sent = [file for file in files.values() if file.partner == one.name]
         assert [file.name for file in sent] == [
             f"{one.name}/2026-03.csv.gz", f"{one.name}/2026-04.csv.gz"

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from accounting import clock
-from api.city.chance import Use, stream
+from api.city.chance import Use, among, stream
 from api.city.faults import DUPLICATE, UNKNOWN
 from api.city.people import Household
 
@@ -58,15 +58,11 @@ def bills(
 
 
 def _spoilt(random: Random, bill: Bill, found: Counter[str]) -> Iterator[Bill]:
-    drawn = random.random()
-    for fault, part in SHARES:
-        drawn -= part
-        if drawn < 0:
-            found[fault] += 1
-            break
-    else:
+    fault = among(random.random(), SHARES)
+    if fault is None:
         yield bill
         return
+    found[fault] += 1
     if fault == DUPLICATE:
         yield bill
         yield bill

@@ -46,12 +46,18 @@ def share(seed: int, use: Use, who: int, when: int) -> float:
 
 def pick(random: Random, table: tuple[tuple[T, float], ...]) -> T:
     """One of a table's values by their weights, which add up to 1."""
-    left = random.random()
+    found = among(random.random(), table)
+    # Weights are floats: their sum may miss the last of the numbers below 1.
+    return table[-1][0] if found is None else found
+
+
+def among(drawn: float, table: tuple[tuple[T, float], ...]) -> T | None:
+    """The value whose part of [0, 1) a number falls into; None behind the parts of all."""
     for value, weight in table:
-        left -= weight
-        if left < 0:
+        drawn -= weight
+        if drawn < 0:
             return value
-    return table[-1][0]
+    return None
 
 
 def times(random: Random, mean: float, most: int) -> int:

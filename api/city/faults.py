@@ -10,7 +10,7 @@ from datetime import date
 from random import Random
 from typing import Any
 
-from api.city.chance import Use, share
+from api.city.chance import Use, among, share
 
 Row = dict[str, Any]
 
@@ -19,7 +19,6 @@ LATE, DUPLICATE, IMPLAUSIBLE, UNKNOWN = "late", "duplicate", "implausible", "unk
 LATE_SHARE, LATE_DAYS = 0.005, 3
 # Of rows.
 SHARES = ((DUPLICATE, 0.005), (IMPLAUSIBLE, 0.002), (UNKNOWN, 0.003))
-_SPOILT = sum(part for _, part in SHARES)
 # Beyond what the methodology takes for possible; where a quantity counts, a half is not.
 BEYOND = {
     "bus_km": 480,
@@ -37,16 +36,12 @@ def is_late(seed: int, resident: int, day: date) -> bool:
 
 def spoil(random: Random, row: Row, found: Counter[str]) -> Iterator[Row]:
     """The row as it is handed over, once or twice; what was done to it is counted in `found`."""
-    drawn = random.random()
-    if drawn >= _SPOILT:
+    fault = among(random.random(), SHARES)
+    if fault is None:
         yield row
         return
-    for fault, part in SHARES:
-        drawn -= part
-        if drawn < 0:
-            found[fault] += 1
-            yield from _spoilt(fault, row)
-            return
+    found[fault] += 1
+    yield from _spoilt(fault, row)
 
 
 def _spoilt(fault: str, row: Row) -> Iterable[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from stdnum.cn import uscc
 
-from api.city.chance import Use, stream
+from api.city.chance import Use, among, stream
 
 Row = dict[str, Any]
 
@@ -20,7 +20,6 @@ RESIDENTS_A_PLANT = 2_334_000 / 1_110
 METERS = 100
 MISSING, SPIKE, NEGATIVE = "missing", "spike", "negative"
 SHARES = ((MISSING, 0.002), (SPIKE, 0.0002), (NEGATIVE, 0.0001))
-_SPOILT = sum(part for _, part in SHARES)
 SPIKE_FACTOR = 40
 # Work begins and ends with slots of the day; a plant without shifts runs round the clock.
 SHIFTS = ((28, 80), (32, 72), (0, SLOTS))
@@ -94,9 +93,8 @@ def readings(seed: int, plant: Plant, on: date, found: Counter[str]) -> Iterator
         for slot, at in enumerate(_times(on)):
             mean = rest + work if first <= slot < last else rest
             value = mean * random.uniform(0.93, 1.07)
-            drawn = random.random()
-            if drawn < _SPOILT:
-                fault = _fault(drawn)
+            fault = among(random.random(), SHARES)
+            if fault is not None:
                 found[fault] += 1
                 if fault == MISSING:
                     continue
@@ -106,11 +104,3 @@ def readings(seed: int, plant: Plant, on: date, found: Counter[str]) -> Iterator
 
 def _times(on: date) -> list[str]:
     return [f"{on}T{slot // 4:02d}:{slot % 4 * 15:02d}:00+08:00" for slot in range(SLOTS)]
-
-
-def _fault(drawn: float) -> str:
-    for fault, part in SHARES:
-        drawn -= part
-        if drawn < 0:
-            return fault
-    return SHARES[-1][0]
