@@ -164,11 +164,6 @@ def insert_new(collection: Any, documents: Sequence[Any], *, ordered: bool = Fal
     return list(range(len(documents)))
 
 
-def storable(text: str) -> bool:
-    """Whether MongoDB can keep the text: no NUL, no half of a surrogate pair."""
-    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
-
-
 def pause(attempt: int) -> None:
     """Wait a little before a write that lost a race is tried again, longer with each attempt."""
     time.sleep(random.uniform(0, PAUSE_S) * 2 ** min(attempt, 5))

@@ -92,7 +92,7 @@ def take_bills(partner: Partner, raw: Sequence[Any], job: str | None = None) -> 
     sent: list[Sent] = []
     for one in raw:
         try:
-            sent.append(_sent(partner, one))
+            sent.append(sent_of(partner, one))
         except ma.ValidationError as error:
             results.append(Received(refusal=Invalid.of(error)))
         except DomainError as refusal:
@@ -103,7 +103,8 @@ def take_bills(partner: Partner, raw: Sequence[Any], job: str | None = None) -> 
     return [result if result is not None else next(taken) for result in results]
 
 
-def _sent(partner: Partner, raw: Any) -> Sent:
+def sent_of(partner: Partner, raw: Any) -> Sent:
+    """A bill as it is taken in; raises `ma.ValidationError` and `DomainError`."""
     data = BillFields().load(raw)
     if data["carrier"] not in partner.carriers:
         raise CarrierNotAllowed(carrier=data["carrier"])

@@ -15,11 +15,9 @@ from api.reading import RowReader
 from api.reports import ReportFields, report_of
 from footprint.bill_intake import Received
 from integrations.imports import RowResult
+from integrations.mapping import BILLS
 from points import feed
 from points.feed import Partner, Row, Taken
-
-# The two kinds of file a partner hands over, as their jobs are called.
-ACTIVITIES, BILLS = "activities", "bills"
 
 
 class RowFields(ReportFields):
@@ -42,9 +40,22 @@ def take_rows(partner: Partner, raw: Sequence[Any], job: str | None = None) -> l
             results.append(Taken(refusal=Invalid.of(error)))
             continue
         results.append(None)
-        rows.append(Row(data["external_id"], data["source_event_id"], report_of(data), job))
+        rows.append(_row(data, job))
     taken = iter(feed.take(partner, rows))
     return [result if result is not None else next(taken) for result in results]
+
+
+def row_of(partner: Partner, raw: Any) -> Row:
+    """A row as it is taken in; raises `ma.ValidationError` and what the partner may not report."""
+    row = _row(RowFields().load(raw), None)
+    refusal = feed.refusal_of(partner, row)
+    if refusal is not None:
+        raise refusal
+    return row
+
+
+def _row(data: dict[str, Any], job: str | None) -> Row:
+    return Row(data["external_id"], data["source_event_id"], report_of(data), job)
 
 
 def take_file_rows(job: Job, raw: Sequence[dict[str, Any]]) -> list[RowResult]:

@@ -4,12 +4,14 @@ from typing import Any
 
 import marshmallow as ma
 from flask import request
-from marshmallow import fields
+from marshmallow import fields, validate
 
 from api import tasks
 from api.idempotency import business_key
-from api.problems import UnsupportedMediaType
-from integrations import feeds, imports
+from api.numbers import Schema
+from api.problems import Invalid, UnsupportedMediaType
+from integrations import feeds, imports, partner_profiles
+from integrations.partner_profiles import Version
 
 WANTED = "application/x-ndjson in UTF-8, or text/csv in UTF-8 or GB18030"
 ENCODINGS = ("", "identity", "gzip")
@@ -27,12 +29,25 @@ class QueuedAnswer(ma.Schema):
     job_id = fields.String(required=True)
 
 
-def queued(kind: str, owner: str) -> tuple[dict[str, Any], int, dict[str, str]]:
-    """Store the body as a file and queue the job that reads it."""
+class ProfileQuery(Schema):
+    profile = fields.String(
+        validate=validate.Length(1, 64),
+        metadata={"description": "The mapping profile to read the file by, in its newest version."},
+    )
+
+
+def queued(
+    kind: str, owner: str, profile: str | None = None
+) -> tuple[dict[str, Any], int, dict[str, str]]:
+    """Store the body as a file and queue the job that reads it, by a profile of the owner's."""
     encoding = request.headers.get("Content-Encoding", "").lower()
     if request.mimetype not in feeds.FORMATS or encoding not in ENCODINGS:
         raise UnsupportedMediaType(" or ".join(feeds.FORMATS))
-    charset = request.mimetype_params.get("charset", "") or feeds.UTF_8
+    version = None if profile is None else _version(kind, owner, profile)
+    declared = request.mimetype_params.get("charset", "")
+    charset = declared or feeds.UTF_8
+    if not declared and version is not None and request.mimetype == feeds.CSV:
+        charset = version.profile.encoding
     read_as = feeds.CHARSETS.get(charset.lower())
     if read_as is None or (request.mimetype == feeds.NDJSON and read_as != feeds.UTF_8):
         raise UnsupportedMediaType(WANTED)
@@ -43,7 +58,15 @@ def queued(kind: str, owner: str) -> tuple[dict[str, Any], int, dict[str, str]]:
         media_type=request.mimetype,
         gzipped=encoding == "gzip",
         encoding=read_as,
+        profile=version,
         once=business_key(),
     )
     tasks.nudge(tasks.run_job, job.id)
     return {"job_id": job.id}, 202, {"Location": f"/v1/jobs/{job.id}"}
+
+
+def _version(kind: str, owner: str, name: str) -> Version:
+    found = partner_profiles.latest(owner, name)
+    if found is None or found.profile.kind != kind:
+        raise Invalid([("/profile", f"Not a mapping profile of yours for {kind}.")])
+    return found

@@ -18,7 +18,7 @@ from flask.json.provider import JSONProvider
 from marshmallow import fields, validate
 from webargs.flaskparser import FlaskParser
 
-from accounting import clock, quantities, storage
+from accounting import clock, quantities, texts
 from api.problems import Invalid, MalformedRequest, UnsupportedMediaType
 
 # MongoDB integers have 64 bits; no figure of a city comes near.
@@ -101,7 +101,7 @@ def _check_texts(value: Any) -> None:
             pending.extend(part.values())
         elif isinstance(part, list):
             pending.extend(part)
-        elif isinstance(part, str) and not storage.storable(part):
+        elif isinstance(part, str) and not texts.storable(part):
             raise MalformedRequest(
                 "A text holds NUL or half of a surrogate pair.",
                 "文本含有 NUL 或不完整的代理对。",

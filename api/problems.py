@@ -249,6 +249,7 @@ _CHINESE: tuple[tuple[str, str], ...] = (
     (r"Not a valid UUID\.", "应为 UUID。"),
     (r"Not a valid URL\.", "应为 URL。"),
     (r"Not a valid page cursor\.", "分页游标无效。"),
+    (r"Not a mapping profile of yours for (\w+)\.", r"贵方没有可用于 \1 的该映射配置。"),
     (r"Must not exceed the quantity\.", "不得超过 quantity。"),
     (r"Send rule, campaign or both\.", "请提供 rule、campaign 或两者。"),
     (r"Not a known funder\.", "未知的出资方。"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import IO, Any, Final, cast
 
-from accounting import storage
+from accounting import texts
 
 NDJSON: Final = "application/x-ndjson"
 CSV: Final = "text/csv"
@@ -66,11 +66,15 @@ class Form:
     """The columns of a CSV: those that are fields of a row, and those of them that are numbers.
 
     Others are the row's attributes where it has any, and fields it does not know where it has none.
+    Without a column of `needed` a file is refused.
     """
 
     fields: frozenset[str]
     numbers: frozenset[str]
     attributes: bool = True
+    flags: frozenset[str] = FLAGS
+    delimiter: str = ","
+    needed: frozenset[str] = frozenset()
 
 
 REPORTS: Final = Form(ROW_FIELDS, NUMBERS)
@@ -159,6 +163,11 @@ class _Bounded:
             part = self._read()
 
 
+def shown(row: dict[str, Any]) -> str:
+    """The beginning of a row as JSON, for people."""
+    return json.dumps(row, ensure_ascii=False, default=str)[:TEXT_MAX]
+
+
 def _beginning(line: bytes, encoding: str) -> str:
     return line[:TEXT_MAX].decode(encoding, errors="replace").strip()
 
@@ -208,7 +217,7 @@ def _check_texts(value: Any) -> None:
             pending += [*part.keys(), *part.values()]
         elif isinstance(part, list):
             pending += part
-        elif isinstance(part, str) and not storage.storable(part):
+        elif isinstance(part, str) and not texts.storable(part):
             raise _Unfit(HOLDS_NUL if "\0" in part else "holds half of a surrogate pair")
 
 
@@ -234,7 +243,7 @@ def _csv(lines: _Bounded, form: Form) -> Iterator[FeedRow]:
             yield Unreadable(text[:TEXT_MAX], HOLDS_NUL)
             continue
         try:
-            [cells] = csv.reader([text], strict=True)
+            [cells] = csv.reader([text], strict=True, delimiter=form.delimiter)
         except csv.Error as error:
             if header is None:
                 raise FileRefused(f"the header of the CSV cannot be read: {error}") from None
@@ -244,6 +253,9 @@ def _csv(lines: _Bounded, form: Form) -> Iterator[FeedRow]:
             header = [name.strip() for name in cells]
             if len(set(header)) < len(header):
                 raise FileRefused("the header of the CSV names a column twice")
+            lacking = sorted(form.needed.difference(header))
+            if lacking:
+                raise FileRefused(f"the header of the CSV lacks {', '.join(lacking)}"[:TEXT_MAX])
         elif len(cells) != len(header):
             yield Unreadable(text[:TEXT_MAX], "has more or fewer cells than the header")
         else:
@@ -270,6 +282,6 @@ def _value(name: str, cell: str, form: Form) -> Any:
         except (ValueError, ArithmeticError, RecursionError):
             return cell
         return number if type(number) in (int, Decimal) else cell
-    if name in FLAGS and cell in ("true", "false"):
+    if name in form.flags and cell in ("true", "false"):
         return cell == "true"
     return cell

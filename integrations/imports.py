@@ -21,12 +21,16 @@ from accounting import jobs, storage, vault
 from accounting.errors import DomainError, KeyReused
 from accounting.ids import new_id
 from accounting.jobs import Job
-from integrations import feeds
+from integrations import feeds, partner_profiles
 from integrations.feeds import FeedRow, FileRefused, Form, Unreadable
+from integrations.mapping import Profile
+from integrations.partner_profiles import Version
 
 CHUNK_ROWS = 1_000
 READ_BYTES = 256 * 1024
 FILE_BYTES_MAX = 2 * 1024**3
+# The code of a line that is no row.
+MALFORMED = "malformed_row"
 # As many hexadecimal digits of a wish as name its job: 104 bits.
 ONCE_DIGITS = 26
 
@@ -78,12 +82,14 @@ def store(
     media_type: str,
     gzipped: bool,
     encoding: str = feeds.UTF_8,
+    profile: Version | None = None,
     once: str | None = None,
 ) -> Job:
     """Write the bytes, then the job that will read them. Raises `FileTooLarge`.
 
-    `once` names the wish in hexadecimal digits: repeating it gives the first job, and with other
-    bytes raises `KeyReused`.
+    `profile` is the version of the partner's profile that the whole file is read by. `once` names
+    the wish in hexadecimal digits: repeating it gives the first job, and with other bytes or
+    another profile raises `KeyReused`.
     """
     file_id = new_id("file")
     size, digest = 0, hashlib.sha256()
@@ -95,7 +101,7 @@ def store(
                 raise FileTooLarge()
             digest.update(block)
             upload.write(block)
-    arguments = {
+    arguments: dict[str, Any] = {
         "media_type": media_type,
         "gzipped": gzipped,
         "encoding": encoding,
@@ -103,6 +109,8 @@ def store(
         "file": file_id,
         "sha256": digest.hexdigest(),
     }
+    if profile is not None:
+        arguments |= {"profile": profile.name, "profile_version": profile.version}
     job_id = f"job_{once[:ONCE_DIGITS]}" if once else new_id("job")
     try:
         return jobs.queue(kind, partner_id, arguments, job_id)
@@ -110,7 +118,10 @@ def store(
         _files().delete(file_id)
         earlier = jobs.get(job_id)
         assert earlier is not None, "jobs are never deleted"
-        if earlier.arguments["sha256"] != arguments["sha256"]:
+        # Not the version: one may have been added between the first try and this one.
+        if any(
+            earlier.arguments.get(name) != arguments.get(name) for name in ("sha256", "profile")
+        ):
             raise KeyReused() from None
         return earlier
 
@@ -121,6 +132,7 @@ def run(job_id: str, take_rows: TakeRows, form: Form = feeds.REPORTS) -> Job | N
     if job is None:
         return None
     counts, done = dict(job.counts), job.done
+    profile = _profile(job)
     try:
         with _files().open_download_stream(job.arguments["file"]) as data:
             arguments = job.arguments
@@ -129,10 +141,11 @@ def run(job_id: str, take_rows: TakeRows, form: Form = feeds.REPORTS) -> Job | N
                 media_type=arguments["media_type"],
                 gzipped=arguments["gzipped"],
                 size=arguments["size"],
-                form=form,
+                form=form if profile is None else profile.form,
                 encoding=arguments.get("encoding", feeds.UTF_8),
             )
-            for chunk in _chunks(islice(rows, done, None)):
+            rest: Iterator[FeedRow] = islice(rows, done, None)
+            for chunk in _chunks(rest if profile is None else profile.rows(rest)):
                 _take_chunk(job, done, chunk, counts, take_rows)
                 done += len(chunk)
                 if not jobs.advance(job, done, data.tell(), counts):
@@ -142,6 +155,13 @@ def run(job_id: str, take_rows: TakeRows, form: Form = feeds.REPORTS) -> Job | N
         return jobs.get(job_id)
     jobs.finish(job, done)
     return jobs.get(job_id)
+
+
+def _profile(job: Job) -> Profile | None:
+    name = job.arguments.get("profile")
+    if name is None:
+        return None
+    return partner_profiles.fixed(job.owner, name, job.arguments["profile_version"])
 
 
 def _chunks(rows: Iterator[FeedRow]) -> Iterator[list[FeedRow]]:
@@ -158,8 +178,7 @@ def _take_chunk(
     for number, row in enumerate(chunk, start=done + 1):
         if isinstance(row, Unreadable):
             counts["rejected"] += 1
-            message = {"en": row.why, "zh": f"无法读取该行：{row.why}"}
-            refused.append(_error(job, number, "malformed_row", message, row.text))
+            refused.append(_error(job, number, MALFORMED, said(row), row.text))
             continue
         result = next(results)
         counts[result.count] += 1
@@ -168,6 +187,11 @@ def _take_chunk(
             shown = json.dumps(row, ensure_ascii=False, default=str)
             refused.append(_error(job, number, result.refusal.code, message, shown))
     jobs.note_errors(refused)
+
+
+def said(row: Unreadable) -> dict[str, str]:
+    """Why a line is no row, by language."""
+    return {"en": row.why, "zh": f"无法读取该行：{row.why}"}
 
 
 def _error(job: Job, number: int, code: str, message: dict[str, str], shown: str) -> dict[str, Any]:

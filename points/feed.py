@@ -76,7 +76,7 @@ def take(partner: Partner, rows: Sequence[Row]) -> list[Taken]:
     unknown: list[tuple[int, Row]] = []
     now = clock.now()
     for place, row in enumerate(rows):
-        refusal = _refusal(partner, row)
+        refusal = refusal_of(partner, row)
         if refusal is not None:
             results[place] = Taken(refusal=refusal)
         elif row.external_id in residents:
@@ -122,7 +122,7 @@ def reverse(partner: Partner, event_id: str, reason: str) -> Activity:
     return crediting.reverse(activity, reason=reason, by=partner.source)
 
 
-def _refusal(partner: Partner, row: Row) -> DomainError | None:
+def refusal_of(partner: Partner, row: Row) -> DomainError | None:
     """Why a partner may not report a row; None if it may."""
     if partner.behaviours is not None and row.report.behaviour not in partner.behaviours:
         return BehaviourNotAllowed(behaviour=row.report.behaviour)

@@ -14,8 +14,8 @@ from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from api import problems, tasks
 from api.bill_rows import BillAnswer, BillFields, shown_bill, take_bills
-from api.feed_rows import ACTIVITIES, BILLS, RowFields, partner_of, take_rows
-from api.filing import FILE, QueuedAnswer, queued
+from api.feed_rows import RowFields, partner_of, take_rows
+from api.filing import FILE, ProfileQuery, QueuedAnswer, queued
 from api.idempotency import idempotent
 from api.numbers import CityDay, EachAlone, Instant, Schema
 from api.openapi import Blueprint, refuses
@@ -28,6 +28,7 @@ from footprint import bills, households
 from footprint.bill_intake import Received
 from integrations import exports, imports, reversals
 from integrations import feeds as files
+from integrations.mapping import ACTIVITIES, BILLS
 from points import bill_crediting, feed
 from points.feed import Taken
 
@@ -106,6 +107,8 @@ class JobAnswer(ma.Schema):
     errors_url = fields.String(required=True)
     failure = fields.String(required=True, allow_none=True)
     download_url = fields.String(metadata={"description": "Of a finished export."})
+    profile = fields.String(metadata={"description": "The mapping profile a file is read by."})
+    profile_version = fields.Integer()
     reversal_job_id = fields.String(metadata={"description": "The job that takes it back."})
     reverses = fields.String(metadata={"description": "The job this one takes back."})
     reversed = fields.Integer(
@@ -161,14 +164,15 @@ class FeedFiles(MethodView):
     @door(DATA, scope="feeds:write", body_max=imports.FILE_BYTES_MAX)
     @refuses("malformed_request", "unsupported_media_type", "payload_too_large")
     @blueprint.doc(requestBody=FILE)
+    @blueprint.arguments(ProfileQuery, location="query")
     @idempotent(streamed=True)
     @blueprint.response(202, QueuedAnswer)
-    def post(self) -> tuple[dict[str, Any], int, dict[str, str]]:
+    def post(self, wanted: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
         """Hand over a file of rows, NDJSON or CSV, gzip allowed
 
         The bytes are stored before the answer; the job reads them.
         """
-        return queued(ACTIVITIES, caller().id)
+        return queued(ACTIVITIES, caller().id, wanted.get("profile"))
 
 
 @blueprint.route("/v1/feeds/bills")
@@ -211,11 +215,12 @@ class BillFiles(MethodView):
     @door(DATA, scope="feeds:write", body_max=imports.FILE_BYTES_MAX)
     @refuses("malformed_request", "unsupported_media_type", "payload_too_large")
     @blueprint.doc(requestBody=FILE)
+    @blueprint.arguments(ProfileQuery, location="query")
     @idempotent(streamed=True)
     @blueprint.response(202, QueuedAnswer)
-    def post(self) -> tuple[dict[str, Any], int, dict[str, str]]:
+    def post(self, wanted: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
         """Hand over a file of bills, NDJSON or CSV, gzip allowed"""
-        return queued(BILLS, caller().id)
+        return queued(BILLS, caller().id, wanted.get("profile"))
 
 
 @blueprint.route("/v1/jobs/<job_id>")
@@ -324,6 +329,11 @@ def _job(job: Job) -> dict[str, Any]:
     }
     if (job.kind, job.state) == (exports.KIND, jobs.DONE):
         answer["download_url"] = export_url(job.id)
+    answer |= {
+        name: job.arguments[name]
+        for name in ("profile", "profile_version")
+        if name in job.arguments
+    }
     if job.reversal is not None:
         answer["reversal_job_id"] = job.reversal
     if job.kind == reversals.KIND:
