@@ -242,6 +242,9 @@ def test_a_crash_before_the_audit_is_made_good_by_the_same_key(
         ({"time_zone": "Quzhou"}, "/profile/time_zone"),
         ({"name": "Rides!"}, "/profile/name"),
         ({"extra": 1}, "/profile/extra"),
+        ({"fields": "all"}, "/profile/fields"),
+        ({"fields": None}, "/profile/fields"),
+        ({"fields": RIDES["fields"] | {"quantity": "里程"}}, "/profile/fields/quantity"),
         ({"fields": RIDES["fields"] | {"carrier": {"constant": "gas"}}}, "/profile/fields/carrier"),
         ({"fields": {"quantity": {"column": "a"}}}, "/profile/fields/behaviour"),
         (
