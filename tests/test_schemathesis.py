@@ -1,7 +1,7 @@
 """Schemathesis over the whole OpenAPI document, in process, every door entered by its own caller.
 
-Boundary values of every parameter and some random content, from one seed. CI goes on for longer
-with `TANHUI_FUZZ_EXAMPLES`, the number of random requests per operation.
+Boundary values of every parameter, from one seed. CI adds random content with
+`TANHUI_FUZZ_EXAMPLES`, the number of random requests per operation.
 """
 
 import io
@@ -21,7 +21,7 @@ from shop import open_shop
 import api.app
 from accounting.clients import Kind
 
-EXAMPLES = int(os.environ.get("TANHUI_FUZZ_EXAMPLES", "1"))
+EXAMPLES = int(os.environ.get("TANHUI_FUZZ_EXAMPLES", "0"))
 SEED = 20260520
 
 CHECKS = (
@@ -48,7 +48,7 @@ BATCHES = (
 CONFIG: dict[str, Any] = {
     "seed": SEED,
     "generation": {
-        "max-examples": EXAMPLES,
+        "max-examples": EXAMPLES or 1,
         "deterministic": True,
         "database": "none",
         "no-shrink": True,
@@ -56,6 +56,7 @@ CONFIG: dict[str, Any] = {
     },
     "phases": {
         "stateful": {"enabled": False},
+        "fuzzing": {"enabled": EXAMPLES > 0},
         # Werkzeug refuses them all alike: two stand for all.
         "coverage": {"unexpected-methods": ["TRACE", "PUT"]},
     },
