@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-STACKS = {"test_demo.py", "test_servers.py", "test_stack.py", "test_torture.py"}
+STACKS = {
+    "test_bank_client.py",
+    "test_demo.py",
+    "test_servers.py",
+    "test_stack.py",
+    "test_torture.py",
+}
 """They start whole stacks, one of them for all: one worker runs them all, one after another."""
 
 LONG = {"test_batches.py", "test_doors.py", "test_regrading.py", "test_schemathesis.py"}
