@@ -29,6 +29,7 @@ WITHOUT_KEY = (
     "/v1/auth/",
     "/v1/merchant/vouchers/lookup",
     "/v1/bank/grades/query",
+    "/v1/operator/partners/<partner_id>/profiles/preview",
 )
 SEVEN_DAYS = timedelta(days=7)
 probe = Blueprint("probe", __name__)
