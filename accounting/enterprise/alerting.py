@@ -47,6 +47,7 @@ def sweep(now: datetime, limit: int = SWEEP_MAX) -> int:
             log.info("%s is being looked at by others, its days stay due", plant_id)
         except Exception:  # A bug in one plant must not become a standstill of all.
             log.exception("the alerts of %s failed, its days stay due", plant_id)
+            meterdays.put_off(Mark.ALERTS, touched, now)
         else:
             meterdays.let_go(Mark.ALERTS, touched)
     alerts.tell_untold()

@@ -138,6 +138,7 @@ def sweep(now: datetime, limit: int = TOGETHER_MAX) -> int:
             log.info("days of %s are being counted by others, they stay touched", plant_id)
         except Exception:  # A bug at one plant must not become a standstill of all.
             log.exception("the sweep failed on %s", plant_id)
+            meterdays.put_off(Mark.INVENTORY, those, now)
     return sum(map(len, by_plant.values()))
 
 

@@ -107,6 +107,10 @@ class DayTotal:
     validation: int
 
 
+# How long a sweep leaves the days of a plant alone that it failed on.
+FAILED_WAIT = timedelta(minutes=5)
+
+
 class Mark(StrEnum):
     """Who still has to look at a day whose validated layer changed; the names of the fields."""
 
@@ -226,6 +230,13 @@ def let_go(mark: Mark, done: Iterable[Touched]) -> None:
     ]
     if changes:
         collection().bulk_write(changes, ordered=False)
+
+
+def put_off(mark: Mark, failed: Iterable[Touched], now: datetime) -> None:
+    """Let days wait whose plant failed: at the front of the queue they would hold up all others."""
+    ids = [day_id(one.plant, one.meter, one.day) for one in failed]
+    wanted = {"_id": {"$in": ids}, mark: due_by(now)}
+    collection().update_many(wanted, {"$set": {mark: now + FAILED_WAIT}})
 
 
 def stretches(days: Iterable[date], length: int) -> Iterator[list[date]]:
