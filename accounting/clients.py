@@ -14,8 +14,8 @@ from typing import Any
 
 import mongoengine as me
 
-from accounting import clock, storage, vault
-from accounting.errors import NotFound
+from accounting import clock, edwards, storage, vault
+from accounting.errors import NotFound, ValidationFailed
 from accounting.ids import new_id
 
 SECRET_BYTES = 32
@@ -62,6 +62,26 @@ SCOPES_OF: dict[Kind, tuple[str, ...]] = {
     Kind.PLANT: ("readings:write", "plant:read"),
 }
 DEFAULT_SCOPES_OF = {**SCOPES_OF, Kind.OPERATOR: ("operator",)}
+
+
+class UnfitKey(ValidationFailed):
+    """Bytes under which somebody else could sign, or nobody."""
+
+    def __init__(self, algorithm: str) -> None:
+        super().__init__("/public_key_b64", *_UNFIT[algorithm])
+
+
+_UNFIT = {
+    ED25519: (
+        "Not a usable Ed25519 public key: 32 bytes, a point of the curve in its one encoding, "
+        "and not one of the eight of small order.",
+        "不是可用的 Ed25519 公钥：须为 32 字节、曲线上点的唯一编码，且不得为八个小阶点之一。",
+    ),
+    HMAC_SHA256: (
+        "A shared secret has at least 32 bytes.",
+        "共享密钥至少须有 32 字节。",
+    ),
+}
 
 
 class SigningKey(me.EmbeddedDocument):
@@ -205,9 +225,10 @@ def add_key(
 ) -> str:
     """Give a bank one more signing key and return its id.
 
-    The oldest beyond `live_max` end at once; with 1 all but the new one.
+    The oldest beyond `live_max` end at once; with 1 all but the new one. Raises `UnfitKey`.
     """
     assert client.kind is Kind.BANK, client.kind
+    check_key(algorithm, material)
     key_id = new_id("key")
     now = clock.now()
     key = SigningKey(
@@ -224,6 +245,13 @@ def add_key(
         retire_key(client, one.key_id, now)
     client.reload()
     return key_id
+
+
+def check_key(algorithm: str, material: bytes) -> None:
+    """Raise `UnfitKey` for bytes nobody should sign with; wherever a key enters."""
+    fits = edwards.is_sound_key(material) if algorithm == ED25519 else len(material) >= SECRET_BYTES
+    if not fits:
+        raise UnfitKey(algorithm)
 
 
 def new_hmac_key(client: Client, *, live_max: int = KEYS_LIVE_MAX) -> tuple[str, bytes]:
