@@ -14,13 +14,10 @@ is the steadier of the two.
 import argparse
 import http.client
 import json
-import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from statistics import quantiles
@@ -30,9 +27,9 @@ from rich.table import Table
 
 from accounting import accounts, clients, clock, consents, storage, tokens
 from accounting.clients import Kind
-from api import processes
 from api.config import Config
 from bench.grade import fill
+from bench.serving import ask, cpu_s, served
 from bench.side_by_side import fresh_store, in_turns, out, table
 from footprint import grade, regrading
 from integrations import signatures
@@ -42,64 +39,7 @@ PURPOSE = "loan"
 PORTS = {"api.wsgi:app": 18_411, "bench.bare_grade:app": 18_412}
 OURS, BARE = PORTS.values()
 WAYS = ("ours", "bare", "recorded")
-READY_S = 60
-TICKS = os.sysconf("SC_CLK_TCK")
 Send = Callable[[], object]
-
-
-@contextmanager
-def served(config: Config) -> Iterator[list[Child]]:
-    """Both applications, each under a gunicorn as the product starts it."""
-    metrics = config.data_dir / "metrics"
-    metrics.mkdir()
-    environment = {**os.environ, **config.environment(), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
-    made = [
-        Child(
-            name.partition(".")[0],
-            [
-                *(sys.executable, "-m"),
-                *processes.gunicorn(name, f"127.0.0.1:{port}", config.log_level),
-            ],
-            config.data_dir / "log" / f"{port}.log",
-            environment=environment,
-        )
-        for name, port in PORTS.items()
-    ]
-    try:
-        for child in made:
-            child.start()
-        for child, (port, path) in zip(
-            made, ((OURS, "/readyz"), (BARE, "/bare/none")), strict=True
-        ):
-            _wait(child, port, path)
-        yield made
-    finally:
-        for child in made:
-            child.stop()
-
-
-def _wait(child: Child, port: int, path: str) -> None:
-    until = time.monotonic() + READY_S
-    while True:
-        try:
-            answer = _ask(http.client.HTTPConnection("127.0.0.1", port, timeout=5), path, {})
-            assert answer[0] == 200, answer
-            return
-        except OSError:
-            assert child.exit_code() is None, child.output()
-            assert time.monotonic() < until, child.output()
-            time.sleep(0.1)
-
-
-def cpu_s(child: Child) -> float:
-    """Processor seconds of a gunicorn with its workers, so far."""
-    pids = [child.pid]
-    pids += map(int, Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split())
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICKS
 
 
 def settle(residents: int) -> tuple[str, clients.BankKey, list[str]]:
@@ -123,14 +63,6 @@ def settle(residents: int) -> tuple[str, clients.BankKey, list[str]]:
 def ready_made(references: Sequence[str], answer: dict[str, Any]) -> None:
     rows = [{**answer, "_id": one, "reference": one} for one in references]
     storage.database()["bare_grades"].insert_many(rows)
-
-
-def _ask(
-    connection: http.client.HTTPConnection, path: str, headers: dict[str, str]
-) -> tuple[int, bytes]:
-    connection.request("GET", path, headers=headers)
-    answer = connection.getresponse()
-    return answer.status, answer.read()
 
 
 class Caller:
@@ -166,7 +98,7 @@ class Caller:
         return lambda: self.send(BARE, f"/recorded/{reference}", {})
 
     def send(self, port: int, path: str, headers: dict[str, str]) -> bytes:
-        status, body = _ask(self._connections[port], path, headers)
+        status, body = ask(self._connections[port], "GET", path, headers=headers)
         assert status == 200, body
         return body
 
@@ -182,10 +114,10 @@ def cpu_of(caller: Caller, references: Sequence[str], which: str, server: Child)
     """Processor seconds a request takes in the gunicorn that serves it."""
     sends = [getattr(caller, which)(one) for one in references]
     caller.fresh()
-    before = cpu_s(server)
+    before = cpu_s(server.pid)
     for send in sends:
         send()
-    return (cpu_s(server) - before) / len(references)
+    return (cpu_s(server.pid) - before) / len(references)
 
 
 def together(callers: Sequence[Caller], references: Sequence[str], which: str) -> float:
@@ -222,7 +154,7 @@ def main() -> None:
                 bank_reads_per_minute=10**6,
             )
             # Before there is a bank, so that its first signatures need not wait.
-            with served(config) as servers:
+            with served(config, PORTS) as servers:
                 measure(servers, wanted.residents, wanted.queries, wanted.clients)
 
 
