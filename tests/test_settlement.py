@@ -14,7 +14,7 @@ from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from accounting.proofs import BookNotProven
 from points import statements
-from rewards import expiring, merchants, settlement, takings, till, vouchers
+from rewards import expiring, merchants, settlement, statement_content, takings, till, vouchers
 from rewards.merchants import Merchant
 from rewards.offers import LAPSE, RETURN
 from rewards.settlement import (
@@ -112,7 +112,7 @@ def test_a_fee_is_rounded_once_and_shared_among_the_funders(app: object) -> None
 
 
 def test_half_a_fen_is_rounded_away_from_zero() -> None:
-    assert [settlement._half_up(n, 10) for n in (14, 15, 16, -14, -15, -16, 0)] == [
+    assert [statement_content.half_up(n, 10) for n in (14, 15, 16, -14, -15, -16, 0)] == [
         1, 2, 2, -1, -2, -2, 0,
     ]  # fmt: skip
 
@@ -313,7 +313,7 @@ def test_eight_operators_close_at_once_and_one_period_is_closed(merchant: Mercha
     [
         Death("rewards.settlement:_state", "before"),
         Death("rewards.settlement:_hold_against_the_book", "before"),
-        Death("rewards.settlement:_content", "after"),
+        Death("rewards.statement_content:of_moves", "after"),
         Death("rewards.settlement:_state", "after"),
         Death("rewards.settlement:_state", "after", nth=2),
         Death("accounting.jobs:finish", "before"),
