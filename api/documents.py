@@ -4,6 +4,7 @@ The font comes with Tanhui and is embedded, so a reader needs none. The same con
 bytes: no time of making is written into the file.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,6 @@ _MARGIN = 18 * mm
 _WIDTH = A4[0] - 2 * _MARGIN
 _GREEN, _GREY, _STRIPE = colors.HexColor("#0B6E4F"), colors.HexColor("#666666"), "#F3F7F5"
 
-pdfmetrics.registerFont(TTFont(fonts.FAMILY, str(fonts.FILE)))
-
 
 def _style(name: str, size: float, **more: Any) -> ParagraphStyle:
     return ParagraphStyle(
@@ -58,10 +57,17 @@ _HEAD = _style("head", 8.5, textColor=colors.white)
 _HEAD_NUMBER = _style("head number", 8.5, textColor=colors.white, alignment=2)
 
 
+@functools.cache
+def _register_font() -> None:
+    """Reading it takes a tenth of a second: processes that write no document do without."""
+    pdfmetrics.registerFont(TTFont(fonts.FAMILY, str(fonts.FILE)))
+
+
 class Document:
     """A document as it grows; `pdf` gives the bytes."""
 
     def __init__(self, title: str, subtitle: str = "", *, footer: str = "") -> None:
+        _register_font()
         self._title = title
         self._footer = footer
         self._parts: list[Flowable] = [Paragraph(escape(title), _TITLE)]
