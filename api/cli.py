@@ -85,6 +85,30 @@ def run(part: str, bind: str) -> None:
 
 
 @tanhui.command()
+@data_dir_option
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def watch(data_dir: Path, folder: Path) -> None:
+    """Take in the files that partners lay down in FOLDER, until Ctrl-C.
+
+    FOLDER/PARTNER/activities and FOLDER/PARTNER/bills are read; docs/files.md has the rest.
+    """
+    from api import watcher  # Its dependencies would slow down every other command.
+
+    with stack.store(data_dir) as store:
+        click.echo(f"Watching {folder}. Ctrl-C stops.", err=True)
+        watcher.watch(
+            Config(
+                mongodb_uri=store.mongodb_uri,
+                redis_url=store.redis_url,
+                secret=store.secret,
+                public_url="",
+                data_dir=data_dir,
+                drop_folder=folder,
+            )
+        )
+
+
+@tanhui.command()
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path),

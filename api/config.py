@@ -56,6 +56,8 @@ class Config:
     """Whether Firebase only checks what it is sent."""
     push_folder: Path | None = None
     """Where pushes are written as files, for a gateway of the city's own."""
+    drop_folder: Path | None = None
+    """Where partners lay down files by SFTP; watched by the part `watcher`."""
     sms_url: str | None = field(default=None, repr=False)
     log_level: str = "INFO"
     internal_networks: tuple[Network, ...] = ()
@@ -80,6 +82,7 @@ class Config:
             google_credentials=read.file("GOOGLE_APPLICATION_CREDENTIALS"),
             push_dry_run=read.switch("TANHUI_PUSH_DRY_RUN"),
             push_folder=read.folder("TANHUI_PUSH_FOLDER"),
+            drop_folder=read.folder("TANHUI_DROP_FOLDER"),
             sms_url=read.url("TANHUI_SMS_URL", ("http", "https")) or None,
             log_level=read.choice("TANHUI_LOG_LEVEL", LOG_LEVELS, "INFO"),
             internal_networks=read.networks("TANHUI_INTERNAL_NETWORKS"),
@@ -107,6 +110,7 @@ class Config:
             "GOOGLE_APPLICATION_CREDENTIALS": self.google_credentials,
             "TANHUI_PUSH_DRY_RUN": "1" if self.push_dry_run else None,
             "TANHUI_PUSH_FOLDER": str(self.push_folder) if self.push_folder else None,
+            "TANHUI_DROP_FOLDER": str(self.drop_folder) if self.drop_folder else None,
             "TANHUI_SMS_URL": self.sms_url,
             "TANHUI_INTERNAL_NETWORKS": ",".join(map(str, self.internal_networks)) or None,
             "TANHUI_PROXIES": str(self.proxies) if self.proxies else None,

@@ -107,7 +107,7 @@ def _start(
     started_ns = time.time_ns()
     parts_of_ours = processes.of(config, door, keep)
     api, workers, beat = parts_of_ours.api, parts_of_ours.workers, parts_of_ours.beat
-    ours = (parts_of_ours.follower, *workers, beat, api)
+    ours = (parts_of_ours.follower, *parts_of_ours.watchers, *workers, beat, api)
     for child in ours:
         start(child)
     parts.callback(_ask, ours)  # None needs another to end, so all end at once.
@@ -123,6 +123,8 @@ def _start(
     say(f"workers    ready  {processes.WORKER_THREADS} threads each for {queues}")
     await_ready(beat, lambda: processes.schedules(data_dir, started_ns), stop_asked)
     say("beat       ready")
+    if config.drop_folder:
+        say(f"watcher    ready  {config.drop_folder}")
     state.write({**facts, "ready": True})
     say(f"\nTanhui is up: {base_url}  (API pages: {base_url}/docs, logs: {data_dir / 'log'})")
     if demo:

@@ -29,16 +29,17 @@ GRACEFUL_SECONDS = 20
 
 @dataclass(frozen=True)
 class Parts:
-    """The API, the workers, the clock and the follower of the book."""
+    """The API, the workers, the clock, the follower of the book, who watches a drop folder."""
 
     api: Child
     workers: list[Child]
     beat: Child
     follower: Child
+    watchers: list[Child]
 
 
-API, BEAT, FOLLOWER = "api", "beat", "follower"
-NAMES = (API, *QUEUES, BEAT, FOLLOWER)
+API, BEAT, FOLLOWER, WATCHER = "api", "beat", "follower", "watcher"
+NAMES = (API, *QUEUES, BEAT, FOLLOWER, WATCHER)
 
 
 def command(name: str, config: Config, bind: str) -> list[str]:
@@ -49,8 +50,8 @@ def command(name: str, config: Config, bind: str) -> list[str]:
     if name == BEAT:
         schedule = str(_schedule_file(config.data_dir))
         return [*celery, "beat", "--schedule", schedule, "--loglevel", config.log_level]
-    if name == FOLLOWER:
-        return ["api.follower"]
+    if name in (FOLLOWER, WATCHER):
+        return [f"api.{name}"]
     return [
         *(*celery, "worker", "--pool", "threads", "--concurrency", f"{WORKER_THREADS}"),
         *("--queues", QUEUES[name], "--hostname", f"{name}@%h"),
@@ -99,6 +100,7 @@ def of(config: Config, door: socket.socket, keep: int) -> Parts:
         workers=[child(name, orphaned=signal.SIGKILL) for name in QUEUES],
         beat=child(BEAT, orphaned=signal.SIGTERM),
         follower=child(FOLLOWER, orphaned=signal.SIGKILL),
+        watchers=[child(WATCHER, orphaned=signal.SIGKILL)] if config.drop_folder else [],
     )
 
 

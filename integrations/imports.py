@@ -8,7 +8,8 @@ duplicates of themselves, so nothing has a second effect.
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Any
@@ -28,6 +29,7 @@ from integrations.partner_profiles import Version
 
 CHUNK_ROWS = 1_000
 READ_BYTES = 256 * 1024
+BLOCK_BYTES = 1024 * 1024
 FILE_BYTES_MAX = 2 * 1024**3
 # The code of a line that is no row.
 MALFORMED = "malformed_row"
@@ -74,6 +76,92 @@ def _files() -> gridfs.GridFSBucket:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Bytes that are durable; no job names them yet."""
+
+    id: str
+    size: int
+    sha256: str
+
+
+def keep(data: IO[bytes]) -> Kept:
+    """Write the bytes of a file. Raises `FileTooLarge`, and what reading the data raises.
+
+    What was written until then is taken away again.
+    """
+    file_id = new_id("file")
+    size, digest = 0, hashlib.sha256()
+    with _files().open_upload_stream_with_id(file_id, file_id) as upload:
+        try:
+            while block := data.read(BLOCK_BYTES):
+                size += len(block)
+                if size > FILE_BYTES_MAX:
+                    raise FileTooLarge()
+                digest.update(block)
+                upload.write(block)
+        except BaseException:
+            upload.abort()
+            raise
+    return Kept(file_id, size, digest.hexdigest())
+
+
+def forget(kept: Kept) -> None:
+    """Take bytes away that no job will read."""
+    _files().delete(kept.id)
+
+
+@contextmanager
+def opened(kept: Kept) -> Iterator[IO[bytes]]:
+    """The kept bytes, to look at them before a job does."""
+    with _files().open_download_stream(kept.id) as data:
+        yield io.BufferedReader(_Blocks(data), READ_BYTES)
+
+
+def queue(
+    kind: str,
+    partner_id: str,
+    kept: Kept,
+    *,
+    media_type: str,
+    gzipped: bool,
+    encoding: str = feeds.UTF_8,
+    profile: Version | None = None,
+    once: str | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> Job:
+    """The job that reads kept bytes.
+
+    `profile` is the version of the partner's profile that the whole file is read by. `once` names
+    the wish in hexadecimal digits: repeating it gives the first job, and with other bytes or
+    another profile raises `KeyReused`. `told` is what a manifest said, to be shown with the job.
+    """
+    arguments: dict[str, Any] = {
+        "media_type": media_type,
+        "gzipped": gzipped,
+        "encoding": encoding,
+        "size": kept.size,
+        "file": kept.id,
+        "sha256": kept.sha256,
+        **(told or {}),
+    }
+    if profile is not None:
+        arguments |= {"profile": profile.name, "profile_version": profile.version}
+    job_id = f"job_{once[:ONCE_DIGITS]}" if once else new_id("job")
+    try:
+        return jobs.queue(kind, partner_id, arguments, job_id)
+    except DuplicateKeyError:
+        forget(kept)
+        earlier = jobs.get(job_id)
+        assert earlier is not None, "jobs are never deleted"
+        # Not the version: one may have been added between the first try and this one.
+        if any(
+            earlier.arguments.get(name) != arguments.get(name) for name in ("sha256", "profile")
+        ):
+            raise KeyReused() from None
+        return earlier
+
+
 def store(
     kind: str,
     partner_id: str,
@@ -85,45 +173,17 @@ def store(
     profile: Version | None = None,
     once: str | None = None,
 ) -> Job:
-    """Write the bytes, then the job that will read them. Raises `FileTooLarge`.
-
-    `profile` is the version of the partner's profile that the whole file is read by. `once` names
-    the wish in hexadecimal digits: repeating it gives the first job, and with other bytes or
-    another profile raises `KeyReused`.
-    """
-    file_id = new_id("file")
-    size, digest = 0, hashlib.sha256()
-    with _files().open_upload_stream_with_id(file_id, file_id) as upload:
-        while block := data.read(1024 * 1024):
-            size += len(block)
-            if size > FILE_BYTES_MAX:
-                upload.abort()
-                raise FileTooLarge()
-            digest.update(block)
-            upload.write(block)
-    arguments: dict[str, Any] = {
-        "media_type": media_type,
-        "gzipped": gzipped,
-        "encoding": encoding,
-        "size": size,
-        "file": file_id,
-        "sha256": digest.hexdigest(),
-    }
-    if profile is not None:
-        arguments |= {"profile": profile.name, "profile_version": profile.version}
-    job_id = f"job_{once[:ONCE_DIGITS]}" if once else new_id("job")
-    try:
-        return jobs.queue(kind, partner_id, arguments, job_id)
-    except DuplicateKeyError:
-        _files().delete(file_id)
-        earlier = jobs.get(job_id)
-        assert earlier is not None, "jobs are never deleted"
-        # Not the version: one may have been added between the first try and this one.
-        if any(
-            earlier.arguments.get(name) != arguments.get(name) for name in ("sha256", "profile")
-        ):
-            raise KeyReused() from None
-        return earlier
+    """Write the bytes, then the job that will read them; see `keep` and `queue`."""
+    return queue(
+        kind,
+        partner_id,
+        keep(data),
+        media_type=media_type,
+        gzipped=gzipped,
+        encoding=encoding,
+        profile=profile,
+        once=once,
+    )
 
 
 def run(job_id: str, take_rows: TakeRows, form: Form = feeds.REPORTS) -> Job | None:

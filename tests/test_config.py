@@ -53,6 +53,7 @@ def test_a_child_reads_back_the_same_configuration(tmp_path: Path) -> None:
             "TANHUI_SMS_URL": "https://sms.example/send",
             "TANHUI_PUSH_DRY_RUN": "1",
             "TANHUI_PUSH_FOLDER": str(tmp_path / "pushes"),
+            "TANHUI_DROP_FOLDER": str(tmp_path / "drop"),
             "GOOGLE_APPLICATION_CREDENTIALS": str(key),
             "TANHUI_INTERNAL_NETWORKS": "10.0.0.0/8",
             "TANHUI_BANK_READS_PER_MINUTE": "500",

@@ -422,6 +422,23 @@ def test_a_file_beyond_the_limit_is_refused_and_leaves_nothing(
     assert store(b"x" * 1_000).state == "queued"
 
 
+class CutOff(io.BytesIO):
+    """A sender who goes away in the middle."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if block := super().read(size):
+            return block
+        raise ConnectionError("the sender went away")
+
+
+@in_the_store
+def test_a_sender_who_goes_away_leaves_nothing_behind() -> None:
+    with pytest.raises(ConnectionError):
+        imports.store("a", PARTNER, CutOff(bytes(3_000_000)), media_type=NDJSON, gzipped=False)
+    for name in ("feed_files.files", "feed_files.chunks", "jobs"):
+        assert storage.database()[name].count_documents({}) == 0
+
+
 # Interrupted.
 
 ROWS, CARDS = CHUNK * 2 + 10, 10

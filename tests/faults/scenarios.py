@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from accounting import book, clock, links, proofs, storage
@@ -34,6 +35,7 @@ from footprint.rules import Report
 from integrations import (
     closing,
     delivery,
+    drop_folder,
     exports,
     feeds,
     firebase,
@@ -263,6 +265,12 @@ def run_import(job_id: str, chunk_rows: int) -> str:
     return job.state
 
 
+def look_at_drop_folder(root: str) -> int:
+    """One look of a watcher for whom every file stands still."""
+    watcher = drop_folder.Watcher(Path(root), lambda _job_id: None, settle=timedelta(0))
+    return watcher.look()
+
+
 def run_readings_file(job_id: str) -> str:
     job = imports.run(job_id, plant_rows.take_file_rows, feeds.READINGS)
     assert job is not None
@@ -425,6 +433,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         close_account,
         follow_green,
         run_import,
+        look_at_drop_folder,
         run_restatement,
         follow_book,
         follow_to_milestone,
