@@ -87,6 +87,10 @@ def check_topology() -> None:
 
 def disconnect() -> None:
     mongoengine.disconnect()
+    # MongoEngine finds documents by their class name: of two that share one it forgets but one.
+    for document in _indexed:
+        if issubclass(document, mongoengine.Document):
+            document._disconnect()  # type: ignore[attr-defined]
 
 
 def client() -> "MongoClient[Doc]":

@@ -26,6 +26,8 @@ from accounting import factors as the_factors
 from accounting.factors import review
 from accounting.verifying import Broken, Place
 from api import grading, launch, operators, processes, stack, stores
+from api.backup.archive import BackupError
+from api.backup.command import backup, restore
 from api.bookkeeping import RULES
 from api.city.command import city as make_city
 from api.config import Config, ConfigError
@@ -81,6 +83,7 @@ def run(part: str, bind: str) -> None:
     """
     config = Config.from_env(os.environ)
     config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stores.check_data(config)
     processes.become(part, config, bind, os.environ)
 
 
@@ -206,6 +209,8 @@ def _checked_book(anew: bool) -> Place:
 tanhui.add_command(operators.operator)
 tanhui.add_command(grading.grades)
 tanhui.add_command(make_city)
+tanhui.add_command(backup)
+tanhui.add_command(restore)
 
 
 @tanhui.command()
@@ -334,7 +339,7 @@ def main() -> None:
         code = _fail("interrupted", 130)
     except click.ClickException as error:
         code = _fail(error.format_message(), error.exit_code)
-    except (ServerError, ConfigError, stack.StackError, storage.WeakStore) as error:
+    except (ServerError, ConfigError, BackupError, stack.StackError, storage.WeakStore) as error:
         code = _fail(str(error))
     except PyMongoError as error:
         code = _fail(f"MongoDB: {error}")

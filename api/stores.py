@@ -1,5 +1,6 @@
 """What MongoDB and Redis must be before a stack serves anybody from them."""
 
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -7,6 +8,7 @@ from pymongo import MongoClient, ReturnDocument
 from pymongo.errors import ConfigurationError, ConnectionFailure
 from pymongo.write_concern import WriteConcern
 
+from api import schema
 from api.config import Config
 from api.stack import StackError
 from integrations import servers
@@ -23,6 +25,7 @@ def check_mode(config: Config) -> None:
         )
         with client:
             database = client.get_default_database(servers.DATABASE)
+            schema.check(database)
             meta = database.get_collection("meta", write_concern=WriteConcern("majority", j=True))
             if config.demo and meta.find_one({"_id": "mode"}) is None:
                 for name in database.list_collection_names():
@@ -56,6 +59,18 @@ def check_mode(config: Config) -> None:
         )
 
 
+def check_data(config: Config) -> None:
+    """Refuse data that is not for this code; raises StackError.
+
+    A store that is away refuses nothing: a part may start before it, and waits.
+    """
+    client: MongoClient[dict[str, Any]] = MongoClient(
+        config.mongodb_uri, serverSelectionTimeoutMS=MONGODB_ANSWERS_MS
+    )
+    with client, suppress(ConnectionFailure):
+        schema.check(client.get_default_database(servers.DATABASE))
+
+
 def check_redis(config: Config) -> None:
     """Whether it answers; raises StackError."""
     try:
@@ -77,6 +92,7 @@ def make_indexes(config: Config) -> None:
     try:
         storage.connect(config.mongodb_uri)
         storage.ensure_indexes()
+        schema.write(storage.database())
     except storage.WeakStore as error:
         raise StackError(str(error)) from error
     finally:

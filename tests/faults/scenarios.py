@@ -28,6 +28,7 @@ from accounting.enterprise.readings import Reading
 from accounting.errors import AccountBusy, DomainError
 from accounting.jobs import Job
 from api import plants as plant_rows
+from api.backup import restoring, taking
 from api.bookkeeping import RULES
 from faults import mess
 from footprint import activities, greenlist, reviews, summaries, upkeep, versions
@@ -119,6 +120,17 @@ def deposit_for_ever(account: str, acknowledged: str) -> None:
             continue
         os.write(log, f"{key}\n".encode())
         os.fsync(log)
+
+
+def back_up(file: str) -> int:
+    return taking.take(Path(file)).documents
+
+
+def restore_into(uri: str, file: str) -> int:
+    """Into the database of another URI; whatever this process asks then goes there."""
+    storage.disconnect()
+    storage.connect(uri)
+    return restoring.restore(Path(file), replace=False).book.entries
 
 
 def carry(fcm_url: str, category: str) -> int:
@@ -407,6 +419,8 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
     for one in (
         deposit,
         deposit_for_ever,
+        back_up,
+        restore_into,
         read_meter,
         edit_meter,
         count_inventory,
