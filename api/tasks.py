@@ -58,6 +58,7 @@ from integrations.firebase import FirebaseSettings
 from integrations.push import ByPlatform, FirebasePusher, Pusher
 from integrations.push_file import FilePusher
 from points import (
+    batches,
     bill_crediting,
     campaigns,
     crediting,
@@ -230,6 +231,7 @@ def sweep_half_done() -> None:
     """Finish whatever a crash left half-way."""
     now = clock.now()
     crediting.sweep(now)
+    batches.sweep(now)
     bill_crediting.sweep(now)
     deciding.sweep(now)
     redemptions.sweep(now)

@@ -1,11 +1,15 @@
 """Activities: what residents and partners reported, stored once, and what became of it.
 
 A fact is unique on `(source, event_id)` for ever. It is `received` until the book has its entry,
-then `settled`; a retry or the sweeper resumes a received one. The entry is the truth, the activity
-a copy of its outcome for reading.
+then `settled`; a retry or the sweeper resumes a received one. The entry is the truth, the outcome
+beside the fact a copy for reading.
+
+Facts of a large batch have no copy: they are stored as `booked`, and whoever reads one gets what
+its entry says. The copy is written when something else than that entry has the last word (a
+reversal, a merger), or when it is looked for by itself (a rejection).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -23,8 +27,11 @@ from accounting.book import Entry
 from accounting.errors import DomainError
 from accounting.events import Happening, Type
 from accounting.ids import new_id
+from footprint import methodology
 
-RECEIVED, SETTLED = "received", "settled"
+RECEIVED, SETTLED, BOOKED = "received", "settled", "booked"
+# Outcomes that are counted by the day, so that they are written beside the fact.
+COUNTED = ("rejected",)
 
 
 class SourceEventConflict(DomainError):
@@ -186,8 +193,16 @@ def receive(fact: Activity) -> tuple[Activity, bool]:
     return fact, True
 
 
-def receive_many(facts: Sequence[Activity]) -> list[tuple[Activity, bool] | SourceEventConflict]:
-    """Store facts once in two round trips; what `receive` returns or raises for each, in order."""
+def receive_many(
+    facts: Sequence[Activity], *, booked: bool = False
+) -> list[tuple[Activity, bool] | SourceEventConflict]:
+    """Store facts once in two round trips; what `receive` returns or raises for each, in order.
+
+    With `booked` the outcomes of those that are not judged yet stay in the book. Somebody else has
+    to remember them until they have one, see `underway`.
+    """
+    if booked:
+        facts = [fact if fact.verdict else replace(fact, state=BOOKED) for fact in facts]
     fresh = set(storage.insert_new(_collection(), [_document(fact) for fact in facts]))
     there = [fact for place, fact in enumerate(facts) if place not in fresh]
     earlier = {
@@ -250,7 +265,7 @@ def settle(activity: Activity, outcome: Outcome) -> Activity:
 
 
 def settle_many(outcomes: Sequence[tuple[Activity, Outcome]]) -> list[Activity]:
-    """Write the first outcomes of received facts in one round trip; see `settle`.
+    """Write the first outcomes of facts in one round trip; see `settle`.
 
     A fact that somebody settled meanwhile is read again.
     """
@@ -260,12 +275,22 @@ def settle_many(outcomes: Sequence[tuple[Activity, Outcome]]) -> list[Activity]:
     settled, writes = [], []
     for activity, outcome in outcomes:
         change = _outcome(activity, outcome)
-        writes.append(UpdateOne({"_id": activity.id, "state": RECEIVED}, {"$set": change}))
-        settled.append(replace(activity, **change | {"reasons": outcome.reasons}))
+        first = {"_id": activity.id, "state": {"$in": [RECEIVED, BOOKED]}}
+        writes.append(UpdateOne(first, {"$set": change}))
+        settled.append(_with(activity, outcome))
     if _copies().bulk_write(writes, ordered=False).matched_count == len(writes):
         return settled
     stored = {one.id: one for one in by_ids([activity.id for activity, _ in outcomes])}
     return [stored[activity.id] for activity, _ in outcomes]
+
+
+def leave_to_book(outcomes: Sequence[tuple[Activity, Outcome]]) -> list[Activity]:
+    """What booked facts are now that their entries are there: told of, and not written.
+
+    Only for whoever posted the entry: nothing else can have had a word then.
+    """
+    _tell(outcomes)
+    return [_with(activity, outcome) for activity, outcome in outcomes]
 
 
 def _tell(outcomes: Sequence[tuple[Activity, Outcome]]) -> None:
@@ -310,6 +335,27 @@ def _outcome(activity: Activity, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _with(activity: Activity, outcome: Outcome) -> Activity:
+    return replace(activity, **_outcome(activity, outcome) | {"reasons": outcome.reasons})
+
+
+def outcome_of(activity: Activity, entry: Entry) -> Outcome:
+    """What the entry of an activity says became of it."""
+    refs = entry.refs
+    upheld = ("appeal_upheld",) if "appeal" in refs and refs["counted"] else ()
+    behaviour = methodology.version(activity.methodology).behaviours[activity.behaviour]
+    return Outcome(
+        status=refs["status"],
+        reasons=(*upheld, *refs["reasons"]),
+        mg=refs["mg"],
+        points=refs["points"],
+        mature_at=activity.over + behaviour.maturity if refs["points"] else None,
+        merged_into=refs["merged_into"],
+        seq=entry.seq,
+        evidence=refs["evidence"],
+    )
+
+
 def absorb(survivor: str, merged: Sequence[str]) -> Activity:
     """Note which records of the same trip one is credited for; safe to repeat."""
     found = _copies().find_one_and_update(
@@ -327,10 +373,16 @@ def point(merged: Sequence[str], survivor: str) -> None:
     _copies().update_many(wanted, {"$set": {"merged_into": survivor}})
 
 
-def reopen(activity: Activity) -> None:
-    """Mark a settled activity as unfinished before it is taken back, so that the sweep finds it."""
-    wanted = {"_id": activity.id, "seq": {"$ne": None}}
-    _collection().update_one(wanted, {"$set": {"state": RECEIVED}})
+def reopen(activity: Activity, credited: Entry) -> None:
+    """Mark an activity as unfinished before it is taken back, so that the sweep finds it.
+
+    An outcome that only the book has is written with it: the next word is another entry's.
+    """
+    booked = {"_id": activity.id, "state": BOOKED}
+    change = _outcome(activity, outcome_of(activity, credited)) | {"state": RECEIVED}
+    if _collection().update_one(booked, {"$set": change}).matched_count == 0:
+        wanted = {"_id": activity.id, "seq": {"$ne": None}}
+        _collection().update_one(wanted, {"$set": {"state": RECEIVED}})
 
 
 def close(activity: Activity) -> Activity:
@@ -350,6 +402,11 @@ def replace_reason(activity: Activity, old: str, new: str) -> Activity:
     return found
 
 
+def key_of(activity_id: str) -> str:
+    """The key of the entry an activity posts first."""
+    return f"activity:{activity_id}"
+
+
 def appeal_key(activity_id: str) -> str:
     """The key of the entry an upheld appeal posts: there is at most one an activity."""
     return f"appeal:{activity_id}"
@@ -357,7 +414,7 @@ def appeal_key(activity_id: str) -> str:
 
 def entry(activity: Activity) -> Entry | None:
     """The entry that credited an activity or said why not: an upheld appeal's, else its first."""
-    for key in (appeal_key(activity.id), f"activity:{activity.id}"):
+    for key in (appeal_key(activity.id), key_of(activity.id)):
         found = book.by_key(activity.resident, key)
         if found is not None:
             return found
@@ -374,7 +431,7 @@ def of_resident(resident: str, *, before: str | None, limit: int) -> list[Activi
     wanted: dict[str, Any] = {"resident": resident}
     if before is not None:
         wanted["_id"] = {"$lt": before}
-    return [_activity(found) for found in _collection().find(wanted).sort("_id", -1).limit(limit)]
+    return _activities(_collection().find(wanted).sort("_id", -1).limit(limit))
 
 
 def ids_of_resident(resident: str, size: int = 1_000) -> Iterator[list[str]]:
@@ -398,7 +455,7 @@ def by_event(source: str, event_id: str) -> Activity | None:
 def by_events(source: str, event_ids: Sequence[str]) -> dict[str, Activity]:
     """What a source sent before under these event ids, in one read."""
     found = _collection().find({"source": source, "event_id": {"$in": list(event_ids)}})
-    return {document["event_id"]: _activity(document) for document in found}
+    return {activity.event_id: activity for activity in _activities(found)}
 
 
 def of_job(job: str, *, after: str, limit: int) -> list[str]:
@@ -409,7 +466,7 @@ def of_job(job: str, *, after: str, limit: int) -> list[str]:
 
 
 def by_ids(activity_ids: Sequence[str]) -> list[Activity]:
-    return [_activity(found) for found in _collection().find({"_id": {"$in": list(activity_ids)}})]
+    return _activities(_collection().find({"_id": {"$in": list(activity_ids)}}))
 
 
 def count_of_job(job: str) -> int:
@@ -420,14 +477,41 @@ def unsettled(received_before: datetime, limit: int) -> Iterator[Activity]:
     """Facts a crash left without an outcome, oldest first."""
     wanted = {"state": RECEIVED, "received_at": {"$lt": received_before}}
     for found in _collection().find(wanted).sort("received_at", 1).limit(limit):
-        yield _activity(found)
+        yield _stored(found)
 
 
 def new_activity_id() -> str:
     return new_id("act")
 
 
+def booked(activity_ids: Sequence[str]) -> tuple[list[Activity], int]:
+    """Those of a batch that are booked, as they are stored, and how many of it are there at all."""
+    stored = list(_collection().find({"_id": {"$in": list(activity_ids)}}))
+    return [_stored(found) for found in stored if found["state"] == BOOKED], len(stored)
+
+
 def _activity(document: storage.Doc) -> Activity:
+    return _activities([document])[0]
+
+
+def _activities(documents: Iterable[storage.Doc]) -> list[Activity]:
+    """Activities as they lie in MongoDB, with the outcomes of those that leave them to the book.
+
+    That is one query more for all of them. A booked one without an entry has none yet.
+    """
+    found = [_stored(document) for document in documents]
+    entries = book.by_keys((one.resident, key_of(one.id)) for one in found if one.state == BOOKED)
+    if not entries:
+        return found
+    return [
+        one
+        if (entry := entries.get((one.resident, key_of(one.id)))) is None
+        else _with(one, outcome_of(one, entry))
+        for one in found
+    ]
+
+
+def _stored(document: storage.Doc) -> Activity:
     fields = {name: document[name] for name in Activity.__slots__ if name != "id"}
     for name in ("reasons", "merged_from"):
         fields[name] = tuple(fields[name])

@@ -1,21 +1,36 @@
 """Reports by the hundred: the steps of crediting, each for all of them at once.
 
-    facts stored -> claims taken -> book.post_many -> milestones -> settled
+    batch remembered -> facts stored -> claims taken -> book.post_many -> milestones -> forgotten
 
-Rules, keys and entries are those of `crediting`, and so is what a crash leaves: facts that are
-`received`, which the retry or the sweeper finishes. What one report is refused is its own result.
+Rules, keys and entries are those of `crediting`. What a crash leaves is a batch that is remembered
+(see `underway`); the sweeper goes through it again. Outcomes of its facts are left to the book, see
+`activities`. A handful is not worth that: its facts are `received` and settled like single ones.
+What one report is refused is its own result.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 
-from accounting import book, claims, clock
-from accounting.book import Entry
+from accounting import book, claims, clock, sweeping
+from accounting.book import Posted
 from accounting.claims import Wish
 from accounting.errors import DomainError
-from footprint import activities
-from footprint.activities import SETTLED, Activity, Outcome
+from footprint import activities, underway
+from footprint.activities import (
+    BOOKED,
+    COUNTED,
+    SETTLED,
+    Activity,
+    Outcome,
+    SourceEventConflict,
+)
+from footprint.underway import Batch
 from points import audience, crediting, milestones
 from points.earning import Who
+
+# Fewer facts than this are settled in writing: that costs less than remembering them.
+TOGETHER_MIN = 20
+SWEEP_MAX = 20
 
 # The settled activity and whether it was new, or why there is none.
 Received = tuple[Activity, bool] | DomainError
@@ -26,7 +41,31 @@ def take_in(facts: Sequence[Activity]) -> list[Received]:
 
     Raises nothing for a single one: `SourceEventConflict` and `AccountBusy` are results.
     """
-    stored = activities.receive_many(facts)
+    if len(facts) < TOGETHER_MIN:
+        return _take_in(facts, booked=False)
+    batch = underway.begin([fact.id for fact in facts], clock.now() + crediting.SWEEP_AFTER)
+    results = _take_in(facts, booked=True)
+    # What is refused for its event id was never stored; anything else is for the sweep.
+    if all(isinstance(one, tuple | SourceEventConflict) for one in results):
+        underway.end(batch)
+    return results
+
+
+def sweep(now: datetime) -> int:
+    """Finish batches a crash left, or of which an account was busy; returns how many."""
+    return sweeping.each("batch", underway.left(now, SWEEP_MAX), _sweep_one)
+
+
+def _sweep_one(batch: Batch) -> None:
+    facts, stored = activities.booked(batch.facts)
+    for end in resume(facts).values():
+        if isinstance(end, DomainError):
+            raise end
+    underway.looked_at(batch, stored, clock.now())
+
+
+def _take_in(facts: Sequence[Activity], *, booked: bool) -> list[Received]:
+    stored = activities.receive_many(facts, booked=booked)
     kept = [one[0] for one in stored if not isinstance(one, DomainError)]
     ends = resume({one.id: one for one in kept if one.state != SETTLED}.values())
     results: list[Received] = []
@@ -99,30 +138,34 @@ def _credit(wave: Sequence[Activity]) -> dict[str, Activity | DomainError]:
         elif result.entry.refs["merged_into"] or "replaces" in result.entry.refs:
             linked.append((activity, result.entry))
         else:
-            plain.append((activity, result.entry))
-    for settled in _finish(plain):
-        ends[settled.id] = settled
+            plain.append((activity, result))
+    for finished in _finish(plain):
+        ends[finished.id] = finished
     # Few are one trip with another: what links them is written one by one.
     for activity, entry in linked:
         ends[activity.id] = crediting.finish(activity, entry)
     return ends
 
 
-def _finish(entries: Sequence[tuple[Activity, Entry]]) -> list[Activity]:
+def _finish(posted: Sequence[tuple[Activity, Posted]]) -> list[Activity]:
     """What `crediting.finish` does, for entries that stand alone."""
-    milestones.record_many([crediting.climb(entry) for _, entry in entries])
-    outcomes = [(activity, crediting.outcome(activity, entry)) for activity, entry in entries]
-    settled = activities.settle_many(outcomes)
-    free = [
-        activity.id
-        for activity, (_, entry) in zip(settled, entries, strict=True)
-        if activity.claim is not None
-        and (entry.refs["counted"] == 0 or activity.status == "reversed")
-    ]
+    milestones.record_many([crediting.climb(one.entry) for _, one in posted])
+    by_the_book: list[tuple[Activity, Outcome]] = []
+    written: list[tuple[Activity, Outcome]] = []
+    free: list[str] = []
+    for activity, (entry, replayed) in posted:
+        outcome = activities.outcome_of(activity, entry)
+        # Of an entry that was there before, another may have had a word since.
+        left = activity.state == BOOKED and not replayed and outcome.status not in COUNTED
+        (by_the_book if left else written).append((activity, outcome))
+        if activity.claim is not None and entry.refs["counted"] == 0:
+            free.append(activity.id)
+    settled = activities.settle_many(written)
+    # Nothing is credited for them, so somebody else may have what they claimed.
+    free += [one.id for one in settled if one.claim is not None and one.status == "reversed"]
     if free:
-        # Nothing is credited for them, so somebody else may have it.
         claims.release(*free)
-    return settled
+    return [*activities.leave_to_book(by_the_book), *settled]
 
 
 def _claims_lost(wave: Sequence[Activity]) -> dict[str, str]:

@@ -93,7 +93,7 @@ def resume(activity: Activity) -> Activity:
         return _resume_reversal(activity)
     if activity.verdict is not None:
         return activities.settle(activity, Outcome(activity.verdict, activity.reasons))
-    return credit(activity, _key(activity))
+    return credit(activity, activities.key_of(activity.id))
 
 
 def credit(activity: Activity, key: str, overruling: Overruling | None = None) -> Activity:
@@ -110,14 +110,10 @@ def asking(
 ) -> Wanted:
     """The posting that credits a received activity, for a batch; `who` is its resident."""
     return Wanted(
-        _ask(activity, _key(activity)),
+        _ask(activity, activities.key_of(activity.id)),
         lambda head, now: _decide(activity, head, now, lost_to, None, who),
         intake.days_read(activity, now),
     )
-
-
-def _key(activity: Activity) -> str:
-    return f"activity:{activity.id}"
 
 
 def _ask(activity: Activity, key: str) -> Ask:
@@ -139,7 +135,7 @@ def climb(entry: Entry) -> Climb:
 
 def finish(activity: Activity, entry: Entry) -> Activity:
     """Do what follows from the entry of an activity; repeating it changes nothing."""
-    merged = _merged(activity, entry, outcome(activity, entry))
+    merged = _merged(activity, entry, activities.outcome_of(activity, entry))
     milestones.record(*climb(entry))
     settled = activities.settle(activity, merged)
     if settled.merged_into is not None:
@@ -187,7 +183,7 @@ def reverse(activity: Activity, *, reason: str, by: str, fraud: bool = False) ->
     earlier = activities.entry(activity)
     if earlier is None or earlier.refs["counted"] == 0:
         raise NothingToReverse()
-    activities.reopen(activity)
+    activities.reopen(activity, earlier)
     try:
         entry = book.post(
             Ask(
@@ -347,22 +343,6 @@ def _decide_reversal(
 
 def _maturity(activity: Activity) -> timedelta:
     return methodology.version(activity.methodology).behaviours[activity.behaviour].maturity
-
-
-def outcome(activity: Activity, entry: Entry) -> Outcome:
-    """What the entry of an activity says became of it."""
-    refs = entry.refs
-    upheld = ("appeal_upheld",) if "appeal" in refs and refs["counted"] else ()
-    return Outcome(
-        status=refs["status"],
-        reasons=(*upheld, *refs["reasons"]),
-        mg=refs["mg"],
-        points=refs["points"],
-        mature_at=activity.over + _maturity(activity) if refs["points"] else None,
-        merged_into=refs["merged_into"],
-        seq=entry.seq,
-        evidence=refs["evidence"],
-    )
 
 
 def shown(activity: Activity) -> Activity:

@@ -184,7 +184,7 @@ def _check_uphold_bill(bill: Bill) -> None:
 def _photos_decided(activity: Activity, accepted: bool) -> bool:
     if accepted:
         judged = replace(activity, evidence=photos.CLASS, verdict=None, reasons=())
-        crediting.credit(judged, f"activity:{activity.id}")
+        crediting.credit(judged, activities.key_of(activity.id))
     else:
         activities.replace_reason(activity, photos.AWAITING, photos.NOT_ACCEPTED)
     return True

@@ -13,6 +13,7 @@ from pymongo.read_concern import ReadConcern
 
 from accounting import book, clock, ids, storage
 from accounting.errors import DomainError
+from footprint import activities, underway
 from footprint.activities import Activity
 from points import batches, crediting
 from points.wallet import consistent
@@ -67,10 +68,16 @@ def stored(collection: str, *without: str) -> list[Any]:
     return sorted((sorted(row.items()) for row in rows), key=repr)
 
 
+def told() -> list[Activity]:
+    """Every activity as it is read, whether its outcome lies beside it or in the book alone."""
+    ids = [row["_id"] for row in newest("activities").find({}, {"_id": 1})]
+    return sorted(activities.by_ids(ids), key=lambda one: one.id)
+
+
 def everything(accounts: Sequence[str]) -> dict[str, Any]:
     return {
         "entries": in_the_book(accounts),
-        "activities": stored("activities"),
+        "activities": told(),
         "claims": stored("claims", "taken_at"),
         "milestones": stored("milestones", "reached_at"),
         "notifications": stored("notifications", "created_at", "next_attempt_at"),
@@ -144,6 +151,8 @@ def test_what_arrives_together_keeps_its_order_in_lists() -> None:
 
 
 STEPS = [
+    Death("footprint.underway:begin", "before"),
+    Death("footprint.underway:begin", "after"),
     Death("footprint.activities:receive_many", "before"),
     Death("footprint.activities:receive_many", "after"),
     Death("accounting.claims:take_many", "after"),
@@ -155,6 +164,9 @@ STEPS = [
     Death("points.milestones:record_many", "after"),
     Death("footprint.activities:settle_many", "before", 2),
     Death("footprint.activities:settle_many", "after", 2),
+    Death("footprint.activities:leave_to_book", "before"),
+    Death("footprint.underway:end", "before"),
+    Death("footprint.underway:end", "after"),
 ]
 
 
@@ -166,17 +178,83 @@ def test_a_batch_cut_off_at_any_step_is_finished(crew: Crew, step: Death, by: st
     whole = everything([ANNA, BO, CY])
     emptied()
     assert crew.run("take_in_a_mess", step, seed=1) == KILLED
-    if by == "the sweep":
-        with clock.travel(timedelta(minutes=2)):
-            while crediting.sweep(clock.now()):
-                pass
-        assert newest("activities").count_documents({"state": "received"}) == 0
-        assert book.verify(checks=[consistent]).problem is None
-        return
-    with clock.travel(timedelta(seconds=1)):
-        batches.take_in(facts)
-    assert everything([ANNA, BO, CY]) == whole
+    if by == "the retry":
+        with clock.travel(timedelta(seconds=1)):
+            again = batches.take_in(facts)
+        assert all(isinstance(one, DomainError) or one[0].state == "settled" for one in again)
+    with clock.travel(timedelta(minutes=2)):
+        swept()
+    assert newest("activities").count_documents({"state": "received"}) == 0
+    if by == "the retry":
+        # Facts nobody had sent before are as whole as if nobody had died.
+        assert everything([ANNA, BO, CY]) == whole
+    else:
+        assert all(one.state == "settled" for one in told())
     assert book.verify(checks=[consistent]).problem is None
+
+
+def swept() -> None:
+    """What a crash left is finished, and nothing is left to look at again but late arrivals."""
+    while crediting.sweep(clock.now()) or batches.sweep(clock.now()):
+        pass
+    with clock.travel(timedelta(hours=2)):
+        batches.sweep(clock.now())
+    assert newest("underway").count_documents({}) == 0
+
+
+def a_ride_each(people: int = batches.TOGETHER_MIN) -> list[Activity]:
+    when = "2026-05-20 08:00"
+    return [fact(f"res_{n:02}", "bus_km", "5.2", when, f"e{n}", minutes=9) for n in range(people)]
+
+
+def test_the_outcomes_of_a_batch_are_in_the_book_alone() -> None:
+    facts = a_ride_each()
+    received = batches.take_in(facts)
+    assert {row["state"] for row in newest("activities").find()} == {"booked"}
+    # 5.2 x 26,900 = 139,880 mg.
+    assert ends(received) == [("credited", (), 139_880)] * len(facts)
+    assert [one[0] for one in received if not isinstance(one, DomainError)] == told()
+    [again] = batches.take_in(facts[:1])
+    assert again == (told()[0], False)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Death("footprint.activities:reopen", "before"),
+        Death("footprint.activities:reopen", "after"),
+        Death("accounting.book:post", "after"),
+        Death("footprint.activities:settle", "before"),
+        Death("footprint.activities:settle", "after"),
+    ],
+    ids=str,
+)
+def test_taking_back_what_only_the_book_knows_is_finished_or_undone(
+    crew: Crew, step: Death
+) -> None:
+    ride = a_ride_each()[0]
+    batches.take_in(a_ride_each())
+    assert crew.run("reverse", step, activity_id=ride.id) == KILLED
+    with clock.travel(timedelta(minutes=2)):
+        swept()
+    [stands] = activities.by_ids([ride.id])
+    posted = book.by_key(ride.resident, f"reverse:{ride.id}") is not None
+    assert (stands.state, stands.status, stands.mg) == (
+        ("settled", "reversed", 0) if posted else ("settled", "credited", 139_880)
+    )
+    assert crediting.reverse(stands, reason="refund", by="operator").status == "reversed"
+    assert [entry.kind for entry in book.entries(ride.resident)] == ["earn", "reverse"]
+
+
+def test_a_batch_that_is_still_at_work_is_not_forgotten() -> None:
+    """Held up before its facts are stored, it stores them after a sweep and dies: found again."""
+    batch = underway.begin([one.id for one in a_ride_each()], clock.now())
+    assert batches.sweep(clock.now()) == 1
+    activities.receive_many(a_ride_each(), booked=True)
+    with clock.travel(timedelta(minutes=11)):
+        assert batches.sweep(clock.now()) == 1
+        assert newest("underway").count_documents({"_id": batch}) == 0
+    assert {(one.state, one.mg) for one in told()} == {("settled", 139_880)}
 
 
 def test_batches_of_eight_workers_on_the_same_people_credit_each_event_once(crew: Crew) -> None:

@@ -14,6 +14,7 @@ from rewards import catalogue, redemptions, vouchers
 ISSUED, CANCELLED = "issued", "cancelled"
 HALF_WAY: dict[str, dict[str, Any]] = {
     "activities": {"state": activities.RECEIVED},
+    "underway": {},
     "redemptions": {"state": {"$in": list(redemptions.HALF_WAY)}},
     "vouchers": {"unbooked_since": {"$exists": True}},
 }
