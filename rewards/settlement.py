@@ -132,27 +132,30 @@ def _statements() -> "Collection[storage.Doc]":
     return storage.strong(StatementDocument._get_collection())
 
 
-def ask(first: date | None, last: date | None, owner: str) -> Job:
+def ask(first: date | None, last: date | None, owner: str, *, to_now: bool = False) -> Job:
     """Begin to close a period: city days, both included; returns the job that does it.
 
     Left out, `last` is yesterday and `first` the day after the period before, or the day of the
-    first move. A close that failed is begun again by asking for it again. Raises `PeriodClosed`,
-    `PeriodNotContinuous`, `PeriodNotOver` or `SettlementUnderway`, and `BookNotProven` while the
-    book's proof is red.
+    first move. `to_now`, with neither said, makes `last` today, also when the period before ends
+    today: what was recorded since is taken in. A close that failed is begun again by asking for it
+    again. Raises `PeriodClosed`, `PeriodNotContinuous`, `PeriodNotOver` or `SettlementUnderway`,
+    and `BookNotProven` while the book's proof is red.
     """
     proofs.require_green()
     today = clock.city_day(clock.now())
     before = _newest()
     if before is not None and before.state == CLOSING:
         return _again(before, first, last)
-    last = last or today - timedelta(days=1)
+    to_now = to_now and first is None and last is None
+    last = last or (today if to_now else today - timedelta(days=1))
     if last > today:
         raise PeriodNotOver()
     if before is None:
         first = first or min(_first_move_on() or last, last)
     else:
-        due = before.last + timedelta(days=1)
-        if last <= before.last or (first is not None and first <= before.last):
+        again_today = to_now and before.last == today
+        due = today if again_today else before.last + timedelta(days=1)
+        if last < due or (first is not None and first < due):
             raise PeriodClosed(first=before.first, last=before.last)
         if first is not None and first != due:
             raise PeriodNotContinuous(first=due)

@@ -106,6 +106,22 @@ def test_a_closed_period_is_a_statement_in_json_and_csv(shop: Shop) -> None:
         assert shop.operator.get(path).get_json() == said_in_chinese
 
 
+def test_in_the_demo_a_close_without_days_states_what_was_scanned_today(
+    app: Flask, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close(shop)
+    assert shop.till.get(STATEMENTS).get_json()["items"] == [], "to yesterday"
+    monkeypatch.setitem(app.extensions, "config", replace(app.extensions["config"], demo=True))
+    for _ in range(2):
+        assert close(shop)["state"] == jobs.DONE
+        [listed] = shop.till.get(STATEMENTS).get_json()["items"]
+        assert (listed["from"], listed["to"], listed["payable_fen"]) == (
+            "2026-05-20",
+            "2026-05-20",
+            100,
+        )
+
+
 def test_a_period_is_closed_once(shop: Shop) -> None:
     with clock.travel(DAY):
         shop = renewed(shop)

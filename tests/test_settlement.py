@@ -203,6 +203,34 @@ def test_a_late_scan_without_network_is_in_the_period_it_arrived_in(merchant: Me
     assert (statement.content["from"], statement.content["vouchers"]) == ("2026-05-21", 1)
 
 
+def test_a_close_to_now_takes_in_what_came_since_the_last_one_of_today(merchant: Merchant) -> None:
+    def close_now() -> Job:
+        job = settlement.run(settlement.ask(None, None, "cli_operator", to_now=True).id)
+        assert job is not None
+        return job
+
+    one, two = buy(merchant, 2)
+    scan(one, merchant, "t1")
+    with clock.stand(NOW + MINUTE):
+        close_now()
+    with clock.stand(NOW + 2 * MINUTE):
+        scan(two, merchant, "t2")
+    with clock.stand(NOW + 3 * MINUTE):
+        assert close_now().state == jobs.DONE
+        assert close_now().done == 0, "nothing came since"
+        with pytest.raises(PeriodClosed):
+            settlement.ask(None, MAY_20, "cli_operator", to_now=True)
+    days = [(each.content["from"], each.content["to"]) for each in of(merchant)]
+    assert days == [("2026-05-20", "2026-05-20")] * 2
+    assert [each.content["face_value_fen"] for each in of(merchant)] == [500, 500]
+    with clock.stand(NOW + DAY):
+        with pytest.raises(PeriodClosed):
+            close()
+        # The next one begins after today, however often today was closed.
+        close_now()
+    assert settlement.periods(before=None, limit=1)[0].first == MAY_21
+
+
 def test_another_merchants_statement_is_not_found(merchant: Merchant) -> None:
     [voucher] = buy(merchant)
     scan(voucher, merchant)
