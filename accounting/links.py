@@ -203,6 +203,12 @@ def of_resident(resident: str, *, before: str | None, limit: int) -> list[Link]:
     return [_link(row) for row in _links().find(wanted).sort("_id", -1).limit(limit)]
 
 
+def one_of(resident: str, link_id: str) -> Link | None:
+    """A link of the resident's own; None for an unknown one and for somebody else's."""
+    row = _links().find_one({"_id": link_id, "resident": resident})
+    return _link(row) if row else None
+
+
 def unlink(resident: str, link_id: str) -> bool:
     """End a link; what it earned stays. False if the resident has no such link."""
     return _links().delete_one({"_id": link_id, "resident": resident}).deleted_count == 1

@@ -187,6 +187,8 @@ def test_links_are_listed_and_ended_by_their_owner_only(
 ) -> None:
     link_id = linked(me, buses)
     [item] = me.get("/v1/me/links").get_json()["items"]
+    assert me.get(f"/v1/me/links/{item['id']}").get_json() == item
+    assert said(resident(app).get(f"/v1/me/links/{item['id']}")) == (404, "not_found")
     assert (item["id"], item["external_id"], item["partner_id"]) == (link_id, "card-1", buses.id)
     assert said(resident(app).delete(f"/v1/me/links/{link_id}")) == (404, "not_found")
     feed(buses, ROW)

@@ -186,6 +186,14 @@ def test_a_consent_that_cannot_be_given_is_pointed_at(
 
 
 def test_the_texts_are_open_to_all(app: Flask) -> None:
+    listed = app.test_client().get("/v1/consent-texts").get_json()
+    assert listed["next_cursor"] is None
+    read, query = [], "limit=1"
+    while len(read) < len(listed["items"]):
+        one = app.test_client().get(f"/v1/consent-texts?{query}").get_json()
+        read += one["items"]
+        query = f"limit=1&cursor={one['next_cursor']}"
+    assert (read, one["next_cursor"]) == (listed["items"], None)
     [zh] = app.test_client().get("/v1/consent-texts?kind=bank").get_json()["items"]
     headers = {"Accept-Language": "en"}
     [en] = app.test_client().get("/v1/consent-texts?kind=bank", headers=headers).get_json()["items"]

@@ -17,7 +17,7 @@ from accounting.errors import NotFound
 from api.idempotency import business_key, idempotent
 from api.numbers import Instant, Schema
 from api.openapi import Blueprint, refuses
-from api.paging import PageQuery, newest, page_of
+from api.paging import PageQuery, newest, page, page_of, place
 from api.problems import Invalid, language
 from api.security import OPEN, RESIDENT, caller, door
 from footprint import greenlist
@@ -88,7 +88,7 @@ class ConsentAnswer(ma.Schema):
     withdrawn_at = Instant(required=True, allow_none=True)
 
 
-class TextsQuery(Schema):
+class TextsQuery(PageQuery):
     kind = fields.String(validate=validate.OneOf(consent_texts.KINDS))
 
 
@@ -97,10 +97,6 @@ class TextAnswer(ma.Schema):
     version = fields.String(required=True)
     text = fields.String(required=True)
     in_force = fields.Boolean(required=True)
-
-
-class TextsAnswer(ma.Schema):
-    items = fields.List(fields.Nested(TextAnswer), required=True)
 
 
 class AskedAnswer(ma.Schema):
@@ -142,21 +138,23 @@ class AccessAnswer(ma.Schema):
 class Texts(MethodView):
     @door(OPEN)
     @blueprint.arguments(TextsQuery, location="query")
-    @blueprint.response(200, TextsAnswer)
+    @blueprint.response(200, page_of(TextAnswer))
     def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """The texts residents consent to, by kind, the version in force first"""
         day = clock.city_day(clock.now())
-        return {
-            "items": [
-                {
-                    "kind": text.kind,
-                    "version": text.version,
-                    "text": text.en if language() == "en" else text.zh,
-                    "in_force": text == consent_texts.in_force(text.kind, day),
-                }
-                for text in consent_texts.shown_by(day, wanted.get("kind"))
-            ]
-        }
+        rows = [
+            {
+                "kind": text.kind,
+                "version": text.version,
+                "text": text.en if language() == "en" else text.zh,
+                "in_force": text == consent_texts.in_force(text.kind, day),
+            }
+            for text in consent_texts.shown_by(day, wanted.get("kind"))
+        ]
+        last = place(wanted)
+        names = [(row["kind"], row["version"]) for row in rows]
+        rest = rows[names.index(last) + 1 :] if last in names else rows
+        return page(rest, wanted, lambda row: (row["kind"], row["version"]))
 
 
 @blueprint.route("/v1/me/consents")

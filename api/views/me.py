@@ -239,6 +239,15 @@ class Links(MethodView):
 @blueprint.route("/v1/me/links/<link_id>")
 class OneLink(MethodView):
     @door(RESIDENT)
+    @blueprint.response(200, LinkAnswer)
+    def get(self, link_id: str) -> Link:
+        """One of my links"""
+        link = links.one_of(caller().id, link_id)
+        if link is None:
+            raise NotFound()
+        return link
+
+    @door(RESIDENT)
     @blueprint.response(204)
     def delete(self, link_id: str) -> None:
         """End a link; what it earned stays"""
