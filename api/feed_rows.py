@@ -86,6 +86,8 @@ def _counted(one: Taken) -> RowResult:
         return RowResult("duplicate")
     # No language is asked for: the worker has no reader.
     status = one.activity.status_at(clock.now())
+    if status == "rejected":
+        return RowResult("rejected", reason=one.activity.reasons[0])
     return RowResult({"capped": "credited", "merged": "credited"}.get(status, status))
 
 

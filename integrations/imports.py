@@ -22,6 +22,7 @@ from accounting import jobs, storage, vault
 from accounting.errors import DomainError, KeyReused
 from accounting.ids import new_id
 from accounting.jobs import Job
+from footprint import reasons
 from integrations import feeds, partner_profiles
 from integrations.feeds import FeedRow, FileRefused, Form, Unreadable
 from integrations.mapping import Profile
@@ -45,10 +46,23 @@ class FileTooLarge(DomainError):
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """One row's end: a name from `jobs.COUNTS`, or a refusal."""
+    """One row's end: a name from `jobs.COUNTS`; for a rejected one why: a refusal, or the code in
+    `footprint.reasons` of a row that is kept but credited nothing."""
 
     count: str
     refusal: DomainError | None = None
+    reason: str | None = None
+
+    @property
+    def error(self) -> tuple[str, dict[str, str]] | None:
+        """Code and text by language for the list of errors; None if the row was taken."""
+        if self.refusal is not None:
+            texts = {"en": self.refusal.text("en"), "zh": self.refusal.text("zh")}
+            return self.refusal.code, texts
+        if self.reason is not None:
+            texts = {"en": reasons.text(self.reason, "en"), "zh": reasons.text(self.reason, "zh")}
+            return self.reason, texts
+        return None
 
 
 # Takes plain rows of a job in and says what became of each, in order.
@@ -242,10 +256,9 @@ def _take_chunk(
             continue
         result = next(results)
         counts[result.count] += 1
-        if result.refusal is not None:
-            message = {"en": result.refusal.text("en"), "zh": result.refusal.text("zh")}
+        if result.error is not None:
             shown = json.dumps(row, ensure_ascii=False, default=str)
-            refused.append(_error(job, number, result.refusal.code, message, shown))
+            refused.append(_error(job, number, *result.error, shown))
     jobs.note_errors(refused)
 
 

@@ -348,7 +348,11 @@ def test_a_file_is_taken_in_and_counted_by_outcome() -> None:
         "duplicate": 1,
     }
     noted = [(one["row"], one["code"]) for one in jobs.errors(job.id)]
-    assert noted == [(18, "source_event_conflict"), (19, "malformed_row")]
+    assert noted == [
+        (16, "implausible_quantity"),  # Kept as a rejected activity, and told as the others are.
+        (18, "source_event_conflict"),
+        (19, "malformed_row"),
+    ]
     assert imports.run(job.id, scenarios.bus_rows) is None
 
 

@@ -409,6 +409,9 @@ def bus_rows(job: Job, raw: Sequence[dict[str, Any]]) -> list[imports.RowResult]
             results.append(imports.RowResult("rejected", taken.refusal))
             continue
         status = taken.activity.status_at(clock.now())
+        if taken.fresh and status == "rejected":
+            results.append(imports.RowResult(status, reason=taken.activity.reasons[0]))
+            continue
         status = {"capped": "credited"}.get(status, status)
         results.append(imports.RowResult(status if taken.fresh else "duplicate"))
     return results
