@@ -338,6 +338,12 @@ def factors() -> None:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Check the tables in this folder instead of those that come with Tanhui.",
 )
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    expose_value=False,
+    help="Taken like everywhere; the tables come with Tanhui, so nothing there is read.",
+)
 def check(on: datetime | None, folder: Path | None) -> None:
     """List the factors somebody should look at.
 
