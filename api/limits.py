@@ -169,8 +169,8 @@ def drain(response: Response) -> Response:
         while read <= DRAIN_MAX and time.monotonic() < until:
             try:
                 part = request.environ["wsgi.input"].read(_DRAIN_STEP)
-            except ParseException:
-                break  # Chunks that are none: gunicorn closes the connection.
+            except (ParseException, OSError):
+                break  # Chunks that are none, or nobody there: gunicorn closes the connection.
             if not part:
                 break
             read += len(part)
