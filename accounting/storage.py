@@ -6,12 +6,12 @@ process. That needs a replica set (or a sharded cluster), so a standalone server
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import mongoengine
 from mongoengine.connection import get_connection, get_db
-from pymongo import MongoClient
+from pymongo import IndexModel, MongoClient
 from pymongo.change_stream import CollectionChangeStream
 from pymongo.collection import Collection
 from pymongo.command_cursor import CommandCursor
@@ -179,13 +179,8 @@ def indexed(document: D) -> D:
     return document
 
 
-def documents() -> tuple[type[Indexed], ...]:
-    """All that was declared with `indexed`, as far as its module was imported."""
-    return tuple(_indexed)
-
-
-def ensure_collection(name: str, schema: Doc) -> None:
-    """Make a collection that refuses documents of another shape (`$jsonSchema`).
+def ensure_collection(name: str, schema: Doc, indexes: Iterable[IndexModel]) -> None:
+    """Make a collection that refuses documents of another shape (`$jsonSchema`), with its indexes.
 
     The shape of a collection that is there already is replaced.
     """
@@ -195,19 +190,14 @@ def ensure_collection(name: str, schema: Doc) -> None:
         database().command("collMod", name, validator=validator)
     else:
         database().create_collection(name, validator=validator)
-
-
-def ensure_shapes() -> None:
-    """Make every validator that a declared collection has."""
-    for document in _indexed:
-        prepare = getattr(document, "prepare_collection", None)
-        if prepare is not None:
-            prepare()
+    database()[name].create_indexes(list(indexes))
 
 
 def ensure_indexes() -> None:
     """Make every index and validator. Run at start-up, before anything is served."""
     check_topology()
-    ensure_shapes()
     for document in _indexed:
         document.ensure_indexes()
+        prepare = getattr(document, "prepare_collection", None)
+        if prepare is not None:
+            prepare()

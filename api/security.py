@@ -212,16 +212,14 @@ def _let_in(declared: Door) -> None:
         limits.count(None, request.remote_addr)
         return
     found = _identify(with_client=BANK in declared.kinds)
-    if found is not None and found.kind is BANK and declared.admits(found):
-        g.caller = found
-        _check_signature(found)
-        return
     limits.count(found, request.remote_addr)
     if found is None:
         raise Unauthenticated
     g.caller = found
     if not declared.admits(found):
         raise Forbidden
+    if found.kind is BANK:
+        _check_signature()
 
 
 def _identify(*, with_client: bool = False) -> Caller | None:
@@ -240,12 +238,7 @@ def _identify(*, with_client: bool = False) -> Caller | None:
     )
 
 
-def _check_signature(bank: Caller) -> None:
-    """Count a bank's request and refuse it unless its signature holds and its nonce is new.
-
-    A signature that does not hold counts, and uses up no nonce. One that holds counts in the round
-    trip that takes its nonce, and past the limit it takes none.
-    """
+def _check_signature() -> None:
     config: Config = current_app.extensions["config"]
     target = request.environ.get("RAW_URI") or request.full_path.removesuffix("?")
     signed = signatures.SignedRequest(
@@ -261,15 +254,7 @@ def _check_signature(bank: Caller) -> None:
             return None
         return signatures.BankKey(key.key_id, key.client_id, key.algorithm, key.material)
 
-    now, counter = clock.now(), current_app.extensions["limits"]
-    try:
-        proven = signatures.proven(signed, find_key, now)
-    except signatures.InvalidSignature:
-        limits.count(bank, request.remote_addr)
-        raise
-    claimed = current_app.extensions["nonces"].claim(proven, now, counter.budget(bank))
-    counter.counted(bank, claimed.used, claimed.left_s)
-    claimed.check()
+    signatures.verify(signed, find_key, nonces=current_app.extensions["nonces"], now=clock.now())
 
 
 def _is_internal() -> bool:

@@ -164,26 +164,19 @@ class EntryCollection:
     name = "entries"
 
     @classmethod
-    def prepare_collection(cls) -> None:
+    def ensure_indexes(cls) -> None:
         schema = {
             "bsonType": "object",
             "required": list(_SHAPE),
             "properties": _SHAPE,
             "additionalProperties": False,
         }
-        storage.ensure_collection(cls.name, schema)
-
-    @classmethod
-    def indexes(cls) -> list[IndexModel]:
-        return [
+        indexes = [
             # Newest first: heads of many accounts come from one DISTINCT_SCAN of this index.
             IndexModel(BY_HEAD, unique=True),
             IndexModel(BY_DAY, sparse=True),
         ]
-
-    @classmethod
-    def ensure_indexes(cls) -> None:
-        storage.database()[cls.name].create_indexes(cls.indexes())
+        storage.ensure_collection(cls.name, schema, indexes)
 
     @classmethod
     def open(cls) -> storage.AppendOnly:

@@ -6,7 +6,7 @@ which costs less than keeping two million of them.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
@@ -68,16 +68,21 @@ def write(plan: Plan, folder: Folder, tick: Tick) -> list[Written]:
 
 
 def activity_rows(
-    plan: Plan, on: date, found: dict[str, Counter[str]], tick: Tick | None = None
+    plan: Plan,
+    on: date,
+    found: dict[str, Counter[str]],
+    tick: Tick | None = None,
+    blocks: Iterable[int] | None = None,
 ) -> Iterator[tuple[str, Row]]:
     """What partners hand over on a day, with the partner's name; faults are counted in `found`.
 
-    Days that came late stand with the rows of the day they came.
+    Days that came late stand with the rows of the day they came. With `blocks` only of some parts
+    of the city.
     """
     today = days.day_of(plan.seed, on)
     before = days.day_of(plan.seed, on - timedelta(days=faults.LATE_DAYS))
     random = Random()
-    for person in people.people(plan.seed, plan.residents):
+    for person in people.people(plan.seed, plan.residents, blocks):
         if tick is not None and person.number % TICK_EVERY == 0:
             tick("activities", person.number, plan.residents)
         if not person.partners:

@@ -4,7 +4,7 @@ Where the numbers come from is in docs/city.md. A household is known from its bl
 that ends in the middle of a block only lacks the people who are beyond its end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -111,19 +111,26 @@ STEPS_MEDIAN, STEPS_SIGMA = 5_260, 0.35
 KEEN_SIGMA = 0.5
 
 
-def people(seed: int, residents: int) -> Iterator[Person]:
-    """The residents 1 to `residents`, household by household."""
+def people(seed: int, residents: int, blocks: Iterable[int] | None = None) -> Iterator[Person]:
+    """The residents 1 to `residents`, household by household; those of some blocks, if named."""
     random = Random()
-    for household in households(seed, residents):
+    for household in households(seed, residents, blocks):
         last = min(household.first + household.members - 1, residents)
         for number in range(household.first, last + 1):
             yield _person(stream(random, seed, Use.PERSON, number), number, household)
 
 
-def households(seed: int, residents: int) -> Iterator[Household]:
-    """Those with a first member in the city."""
+def blocks_of(residents: int) -> range:
+    """The numbers of the blocks in which so many live."""
+    return range((residents + BLOCK - 1) // BLOCK)
+
+
+def households(
+    seed: int, residents: int, blocks: Iterable[int] | None = None
+) -> Iterator[Household]:
+    """Those with a first member in the city; of some of its blocks, if they are named."""
     random = Random()
-    for block in range((residents + BLOCK - 1) // BLOCK):
+    for block in blocks_of(residents) if blocks is None else blocks:
         stream(random, seed, Use.HOUSEHOLDS, block)
         district, place = pick(random, _DISTRICTS), block * BLOCK + 1
         end = place + BLOCK

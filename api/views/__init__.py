@@ -47,7 +47,6 @@ from api.views import (
     settlement,
     system,
     tokens,
-    uploads,
     wallet,
     webhooks,
 )
@@ -69,7 +68,6 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     grades.blueprint,
     consents.blueprint,
     feeds.blueprint,
-    uploads.blueprint,
     merchant.blueprint,
     settlement.blueprint,
     bank.blueprint,
