@@ -479,6 +479,7 @@ def test_an_explanation_shows_every_step_from_quantity_to_points(me: Caller) -> 
         "inputs", "formula", "steps", "factors", "caps", "rounding", "points"
     }  # fmt: skip
     assert (explained["inputs"]["quantity"], explained["formula"]) == (2, "km*f")
+    assert explained["inputs"]["occurred_at"] == activity["occurred_at"], "one form of instants"
     assert [(step["rule"], step["result"]) for step in explained["steps"]] == [
         ("quantity", "2"), ("formula", "97400"), ("rounding", "97400"),
     ]  # fmt: skip

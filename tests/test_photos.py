@@ -135,10 +135,15 @@ def test_a_photo_is_taken_as_a_body_or_in_a_form(me: Caller) -> None:
     assert first.get_json()["uploaded_at"].startswith("2026-05-20T04:00:0")
     png = upload(me, activity, picture("PNG", mode="RGBA"), headers={"Content-Type": "image/png"})
     assert (png.status_code, png.get_json()["taken_at"]) == (201, None)
-    form = {"photo": (BytesIO(picture()), "a.jpg"), "taken_at": "2026-05-19T07:30:00+08:00"}
+    content = picture()
+    form = {"photo": (BytesIO(content), "a.jpg"), "taken_at": "2026-05-19T07:30:00+08:00"}
     path = f"/v1/activities/{activity['id']}/photos"
     third = me.post(path, data=form, content_type="multipart/form-data")
     assert (third.status_code, third.get_json()["taken_at"]) == (201, "2026-05-18T23:30:00.000Z")
+    for name in ("image", "file"):  # The same picture under the other names a part may have.
+        form = {name: (BytesIO(content), "a.jpg"), "taken_at": "2026-05-19T07:30:00+08:00"}
+        again = me.post(path, data=form, content_type="multipart/form-data")
+        assert (again.status_code, again.get_json()) == (200, third.get_json()), name
 
 
 def test_the_same_photo_again_is_the_first_one(me: Caller) -> None:
@@ -245,7 +250,8 @@ def test_bodies_that_are_too_large_or_of_another_type_are_refused(me: Caller) ->
     other = {"Content-Type": "image/gif"}
     assert said(upload(me, activity, headers=other)) == (415, "unsupported_media_type")
     path = f"/v1/activities/{activity['id']}/photos"
-    for form in ({}, {"photo": "text"}, {"image": (BytesIO(picture()), "a.jpg")},
+    for form in ({}, {"photo": "text"}, {"else": (BytesIO(picture()), "a.jpg")},
+                 {name: (BytesIO(picture()), "a.jpg") for name in ("photo", "image")},
                  {"photo": (BytesIO(picture()), "a.jpg"), "taken_at": "yesterday"},
                  {"photo": (BytesIO(picture()), "a.jpg"), "where": "here"}):  # fmt: skip
         answer = me.post(path, data=form, content_type="multipart/form-data")

@@ -39,6 +39,8 @@ STATUSES = (reviews.OPEN, reviews.ACCEPTED, reviews.REFUSED, reviews.WITHDRAWN)
 APPEAL_STATUSES = {word: status for status, word in reviews.APPEAL_WORDS.items()}
 
 _BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+# What clients call the part of a form that is the image.
+PARTS = ("photo", "image", "file")
 _UPLOAD = {
     JPEG: _BINARY,
     PNG: _BINARY,
@@ -46,10 +48,10 @@ _UPLOAD = {
         "schema": {
             "type": "object",
             "properties": {
-                "photo": {"type": "string", "contentMediaType": JPEG},
+                **{name: {"type": "string", "contentMediaType": JPEG} for name in PARTS},
                 "taken_at": {"type": "string", "format": "date-time"},
             },
-            "required": ["photo"],
+            "oneOf": [{"required": [name]} for name in PARTS],
         }
     },
 }
@@ -317,13 +319,14 @@ def _upload() -> tuple[bytes, dict[str, Any]]:
     if request.mimetype in (JPEG, PNG):
         upload = request.get_data()
     elif request.mimetype == FORM:
-        if set(request.files) != {"photo"}:
+        parts = list(request.files)
+        if len(parts) != 1 or parts[0] not in PARTS:
             raise Invalid([("/photo", "Missing data for required field.")])
         try:
             said = PhotoFields().load(request.form.to_dict())
         except ma.ValidationError as error:
             raise Invalid.of(error) from None
-        upload = request.files["photo"].read()
+        upload = request.files[parts[0]].read()
     else:
         raise UnsupportedMediaType(f"{JPEG}, {PNG} or {FORM}")
     if len(upload) > photos.BYTES_MAX:
