@@ -14,7 +14,7 @@ from typing import Any
 
 import mongoengine as me
 
-from accounting import clock, edwards, storage, vault
+from accounting import approvals, clock, edwards, storage, vault
 from accounting.errors import NotFound, ValidationFailed
 from accounting.ids import new_id
 
@@ -112,6 +112,10 @@ class Client(me.Document):
     keys = me.EmbeddedDocumentListField(SigningKey)
     created_at = me.DateTimeField(required=True)
     disabled_at = me.DateTimeField()
+    # The operator who asked for it and the other who approved; it gets no token before. Neither is
+    # there where nobody need approve.
+    asked_by = me.StringField()
+    approved_by = me.StringField()
     # The request that made it, so that a retry makes no other.
     once = me.StringField()
 
@@ -121,8 +125,13 @@ class Client(me.Document):
         "indexes": [
             ("kind", "subject_id"),
             {"fields": ["once"], "unique": True, "sparse": True},
+            {"fields": ["asked_by", "approved_by"], "sparse": True},
         ],
     }
+
+    @property
+    def needs_approval(self) -> bool:
+        return self.asked_by is not None and self.approved_by is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +152,12 @@ def create_client(
     scopes: tuple[str, ...] | None = None,
     policy: dict[str, Any] | None = None,
     once: str | None = None,
+    asked_by: str | None = None,
 ) -> tuple[Client, str]:
     """A new client and its secret, which is shown this once and cannot be read back.
 
-    Raises `NotUniqueError` when `once` made one before.
+    With `asked_by` it waits for the approval of another operator than this. Raises
+    `NotUniqueError` when `once` made one before.
     """
     wanted = DEFAULT_SCOPES_OF[kind] if scopes is None else scopes
     assert set(wanted) <= set(SCOPES_OF[kind]), (kind, wanted)
@@ -162,8 +173,29 @@ def create_client(
         policy=policy or {},
         created_at=clock.now(),
         once=once,
+        asked_by=asked_by,
     ).save(force_insert=True)
     return client, secret
+
+
+def approve(client_id: str, *, by: str, alone: bool) -> Client:
+    """Let a client in that another operator asked for; one that is in stays as it is.
+
+    Raises `NotFound` and `SecondOperatorNeeded`.
+    """
+    client = get(client_id)
+    if client.needs_approval:
+        approvals.check(client.asked_by, by, alone=alone)
+        Client.objects(client_id=client_id, approved_by=None).update(set__approved_by=by)
+    return get(client_id)
+
+
+def waiting(*, before: str | None, limit: int) -> list[Client]:
+    """The clients that wait for a second operator, in the order of their ids from the end."""
+    found = Client.objects(asked_by__gt="", approved_by=None)
+    if before is not None:
+        found = found.filter(client_id__lt=before)
+    return list(found.order_by("-client_id").limit(limit))
 
 
 def made_by(once: str) -> Client | None:
@@ -179,12 +211,13 @@ def new_secret(client: Client) -> str:
 
 
 def authenticate(client_id: str, secret: str) -> Client | None:
-    """The client, if it is known, not disabled, and this is its secret."""
+    """The client, if it is known, approved, not disabled, and this is its secret."""
     client = Client.objects(client_id=client_id).first()
     # Compare even when there is nothing to compare with: timing must not tell who is known.
     known = client.secret_hash if client else _digest("")
     right = hmac.compare_digest(known, _digest(secret))
-    return client if client and right and client.disabled_at is None else None
+    enabled = client is not None and client.disabled_at is None and not client.needs_approval
+    return client if right and enabled else None
 
 
 def get(client_id: str) -> Client:

@@ -259,8 +259,7 @@ def read_many(
     is missing: one look and one write. A refused one names the resident only if the reference was
     ever given to this bank. Without a purpose the consent's own is read for.
     """
-    wanted = {"bank_id": bank_id, "reference": {"$in": list(set(references))}}
-    found = {row["reference"]: _consent(row) for row in _consents().find(wanted)}
+    found = _given(bank_id, references)
     now = clock.now()
     allowed = [_allows(found.get(one), purpose, what, now) for one in references]
     _note(
@@ -270,6 +269,17 @@ def read_many(
         ]
     )
     return allowed
+
+
+def _given(bank_id: str, references: Sequence[str]) -> dict[str, Consent]:
+    """Every consent behind these references of a bank, whatever became of it."""
+    if len(references) == 1:
+        row = _consents().find_one({"bank_id": bank_id, "reference": references[0]})
+        rows = [row] if row is not None else []
+    else:
+        wanted = {"bank_id": bank_id, "reference": {"$in": list(set(references))}}
+        rows = list(_consents().find(wanted))
+    return {row["reference"]: _consent(row) for row in rows}
 
 
 def note_reads(bank_id: str, seen: Sequence[Consent], what: str) -> None:

@@ -9,7 +9,7 @@ without gaps in its aggregate (one activity, one bill). Several may number at on
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -162,6 +162,17 @@ def party_of_source(source: str) -> str | None:
     """The party that handed over what came from a source; None for the app."""
     kind, _, partner_id = source.partition(":")
     return party(Kind.DATA, partner_id) if kind == "partner" else None
+
+
+def asked(sources: Iterable[str]) -> dict[str, str]:
+    """Of sources those whose party asked for any event, with that party; one read for all.
+
+    For whoever would make a happening of each of a thousand rows that nobody asked for.
+    """
+    parties = {source: name for source in sources if (name := party_of_source(source)) is not None}
+    hooks = subscriptions.wanted(set(parties.values())) if parties else ()
+    asking = {hook.party for hook in hooks}
+    return {source: name for source, name in parties.items() if name in asking}
 
 
 def on_left(nudge: Callable[[str], None] | None) -> None:

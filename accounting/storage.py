@@ -6,12 +6,12 @@ process. That needs a replica set (or a sharded cluster), so a standalone server
 
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import mongoengine
 from mongoengine.connection import get_connection, get_db
-from pymongo import IndexModel, MongoClient
+from pymongo import MongoClient
 from pymongo.change_stream import CollectionChangeStream
 from pymongo.collection import Collection
 from pymongo.command_cursor import CommandCursor
@@ -179,8 +179,13 @@ def indexed(document: D) -> D:
     return document
 
 
-def ensure_collection(name: str, schema: Doc, indexes: Iterable[IndexModel]) -> None:
-    """Make a collection that refuses documents of another shape (`$jsonSchema`), with its indexes.
+def documents() -> tuple[type[Indexed], ...]:
+    """All that was declared with `indexed`, as far as its module was imported."""
+    return tuple(_indexed)
+
+
+def ensure_collection(name: str, schema: Doc) -> None:
+    """Make a collection that refuses documents of another shape (`$jsonSchema`).
 
     The shape of a collection that is there already is replaced.
     """
@@ -190,14 +195,19 @@ def ensure_collection(name: str, schema: Doc, indexes: Iterable[IndexModel]) -> 
         database().command("collMod", name, validator=validator)
     else:
         database().create_collection(name, validator=validator)
-    database()[name].create_indexes(list(indexes))
+
+
+def ensure_shapes() -> None:
+    """Make every validator that a declared collection has."""
+    for document in _indexed:
+        prepare = getattr(document, "prepare_collection", None)
+        if prepare is not None:
+            prepare()
 
 
 def ensure_indexes() -> None:
     """Make every index and validator. Run at start-up, before anything is served."""
     check_topology()
+    ensure_shapes()
     for document in _indexed:
         document.ensure_indexes()
-        prepare = getattr(document, "prepare_collection", None)
-        if prepare is not None:
-            prepare()

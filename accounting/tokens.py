@@ -6,6 +6,7 @@ and dies by deletion, so closing an account or a session takes effect on the nex
 
 import hashlib
 import secrets
+from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -105,15 +106,15 @@ class Session(me.Document):
 def resolve(token: str, *, with_client: bool = False) -> Bearer | None:
     """Who holds the token; None if it is unknown, closed or expired.
 
-    `with_client` brings the record of a machine's client in the same round trip.
+    `with_client` brings the record of a machine's client, too.
     """
     if len(token) > TOKEN_CHARS_MAX:
         return None
-    collection, hashed = storage.strong(Token._get_collection()), _digest(token)
+    hashed = _digest(token)
     if with_client:
-        found = next(collection.aggregate([{"$match": {"_id": hashed}}, _CLIENT]), None)
+        found, client = _with_client(hashed)
     else:
-        found = collection.find_one({"_id": hashed})
+        found, client = storage.strong(Token._get_collection()).find_one({"_id": hashed}), None
     # The TTL index sweeps once a minute only.
     if found is None or found["expires_at"] <= clock.now():
         return None
@@ -123,18 +124,37 @@ def resolve(token: str, *, with_client: bool = False) -> Bearer | None:
         scopes=frozenset(found.get("scopes", ())),
         session_id=found.get("session_id"),
         client_id=found.get("client_id"),
-        client=next(iter(found.get("client", ())), None),
+        client=client,
     )
 
 
-_CLIENT: storage.Doc = {
-    "$lookup": {
-        "from": Client._get_collection_name(),
-        "localField": "client_id",
-        "foreignField": "_id",
-        "as": "client",
-    }
-}
+# Whose each token is, by its hash: that never changes, so knowing it says nothing about whether the
+# token or the client still lives. It only lets both be read at once.
+_clients_of: OrderedDict[str, str] = OrderedDict()
+_CLIENTS_OF_MAX = 10_000
+
+
+def _with_client(hashed: str) -> tuple[storage.Doc | None, storage.Doc | None]:
+    """A token and the record of its client, from the second time on in one round trip.
+
+    `$lookup` needs no memory, but takes twice the time of the union of two keyed reads.
+    """
+    tokens, owners = Token._get_collection(), storage.strong(Client._get_collection())
+    client_id = _clients_of.get(hashed)
+    if client_id is None:
+        found = storage.strong(tokens).find_one({"_id": hashed})
+        if found is None or (client_id := found.get("client_id")) is None:
+            return found, None
+        _clients_of[hashed] = client_id
+        while len(_clients_of) > _CLIENTS_OF_MAX:
+            _clients_of.popitem(last=False)
+        return found, owners.find_one({"_id": client_id})
+    both = [
+        {"$match": {"_id": client_id}},
+        {"$unionWith": {"coll": tokens.name, "pipeline": [{"$match": {"_id": hashed}}]}},
+    ]
+    rows = {row["_id"]: row for row in owners.aggregate(both)}
+    return rows.get(hashed), rows.get(client_id)
 
 
 # --- machine clients ----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from accounting import book as the_book
-from accounting import clock, proofs, storage, vault, verifying
+from accounting import clock, indexing, proofs, storage, vault, verifying
 from accounting import factors as the_factors
 from accounting.factors import review
 from accounting.verifying import Broken, Place
@@ -59,16 +59,58 @@ def up(data_dir: Path, host: str, port: int, demo: bool) -> None:
 
 
 @tanhui.command()
-def prepare() -> None:
+@click.option("--drop", is_flag=True, help="Drop indexes nobody declares, replace differing ones.")
+def prepare(drop: bool) -> None:
     """Check the servers that MONGODB_URI and REDIS_URL name, and make every index they lack.
 
-    Run it before the parts of a new release start; run again it changes nothing.
+    Run it before the parts of a new release start, while the old ones serve; run again it changes
+    nothing. With --drop, only when no part of the old release runs any more.
     """
     config = Config.from_env(os.environ)
     stores.check_mode(config)
     stores.check_redis(config)
-    stores.make_indexes(config)
+    left = stores.make_indexes(
+        config,
+        lambda one: click.echo(f"{'drop' if one.declared is None else 'build'}  {_named(one)}"),
+        drop=drop,
+    )
+    for one in left:
+        click.echo(f"{one.kind}, left as it is without --drop: {_named(one)}", err=True)
+    if any(one.kind == indexing.DIFFERENT for one in left):
+        raise click.ClickException("not every index is as this release declares it: see above")
     click.echo("The servers serve, and every index is there.")
+
+
+@tanhui.command()
+@data_dir_option
+def indexes(data_dir: Path) -> None:
+    """Show indexes that are missing, different or extra; exit 1 for missing and different ones."""
+    import api.app  # noqa: F401  # Every room, and so every declaration.
+
+    with stack.store(data_dir) as store:
+        storage.connect(store.mongodb_uri)
+        try:
+            found = indexing.differences()
+            wanted = sum(map(len, indexing.declared().values()))
+        finally:
+            storage.disconnect()
+    if found:
+        table = Table(title="Indexes that are not as declared")
+        for column in ("finding", "index", "declared", "present"):
+            table.add_column(column, overflow="fold")
+        for one in found:
+            sides = (one.declared, one.present)
+            texts = [escape(indexing.describe(side)) if side else "" for side in sides]
+            table.add_row(one.kind, escape(_named(one)), *texts)
+        Console().print(table)
+    lacking = sum(one.kind != indexing.EXTRA for one in found)
+    if lacking:
+        raise click.ClickException(f"{lacking} of {wanted} indexes are missing or different")
+    click.echo(f"All {wanted} declared indexes are there.")
+
+
+def _named(finding: indexing.Finding) -> str:
+    return f"{finding.collection}.{finding.name}"
 
 
 @tanhui.command()
@@ -295,6 +337,12 @@ def factors() -> None:
     "--folder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Check the tables in this folder instead of those that come with Tanhui.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    expose_value=False,
+    help="Taken like everywhere; the tables come with Tanhui, so nothing there is read.",
 )
 def check(on: datetime | None, folder: Path | None) -> None:
     """List the factors somebody should look at.

@@ -1,6 +1,7 @@
 """A request whose body is a file of rows: the bytes are stored, a job reads them."""
 
-from typing import Any
+import io
+from typing import IO, Any
 
 import marshmallow as ma
 from flask import request
@@ -9,8 +10,8 @@ from marshmallow import fields, validate
 from api import tasks
 from api.idempotency import business_key
 from api.numbers import Schema
-from api.problems import Invalid, UnsupportedMediaType
-from integrations import feeds, imports, partner_profiles
+from api.problems import Invalid, MalformedRequest, UnsupportedMediaType
+from integrations import feeds, imports, partner_profiles, signed_urls
 from integrations.partner_profiles import Version
 
 WANTED = "application/x-ndjson in UTF-8, or text/csv in UTF-8 or GB18030"
@@ -36,6 +37,14 @@ class ProfileQuery(Schema):
     )
 
 
+class SignatureQuery(Schema):
+    """Of a signed address, which is used without a token."""
+
+    signature = fields.String(
+        required=True, validate=validate.Length(1, signed_urls.TOKEN_CHARS_MAX)
+    )
+
+
 def queued(
     kind: str, owner: str, profile: str | None = None
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
@@ -43,7 +52,7 @@ def queued(
     encoding = request.headers.get("Content-Encoding", "").lower()
     if request.mimetype not in feeds.FORMATS or encoding not in ENCODINGS:
         raise UnsupportedMediaType(" or ".join(feeds.FORMATS))
-    version = None if profile is None else _version(kind, owner, profile)
+    version = None if profile is None else version_of(kind, owner, profile)
     declared = request.mimetype_params.get("charset", "")
     charset = declared or feeds.UTF_8
     if not declared and version is not None and request.mimetype == feeds.CSV:
@@ -54,7 +63,7 @@ def queued(
     job = imports.store(
         kind,
         owner,
-        request.stream,
+        io.BufferedReader(Whole(request.stream, request.content_length)),
         media_type=request.mimetype,
         gzipped=encoding == "gzip",
         encoding=read_as,
@@ -65,7 +74,39 @@ def queued(
     return {"job_id": job.id}, 202, {"Location": f"/v1/jobs/{job.id}"}
 
 
-def _version(kind: str, owner: str, name: str) -> Version:
+class CutOff(MalformedRequest):
+    """The sender went away in the middle, and may come again with the same key."""
+
+    final = False
+
+    def __init__(self) -> None:
+        super().__init__("The body was cut off.", "请求体不完整。")
+
+
+class Whole(io.RawIOBase):
+    """A body that must be as long as it was said to be.
+
+    gunicorn ends a body whose sender went away as if that were all of it.
+    """
+
+    def __init__(self, body: IO[bytes], length: int | None) -> None:
+        self._body, self._left = body, length
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._body.read(len(buffer))
+        buffer[: len(block)] = block
+        if self._left is not None:
+            self._left -= len(block)
+            if not block and self._left:
+                raise CutOff()
+        return len(block)
+
+
+def version_of(kind: str, owner: str, name: str) -> Version:
+    """The newest version of a partner's profile for a kind of file. Raises `Invalid`."""
     found = partner_profiles.latest(owner, name)
     if found is None or found.profile.kind != kind:
         raise Invalid([("/profile", f"Not a mapping profile of yours for {kind}.")])

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from accounting import indexing
 from api import config as settings
 from api import processes, stores
 from api.config import Config, ConfigError
@@ -79,7 +80,13 @@ def _start(
     watched = [Watched(child) for child in children]
     stores.check_mode(config)
     stores.check_redis(config)
-    stores.make_indexes(config)
+    # Of embedded servers nobody else is served: what differs may be dropped and built again.
+    for one in stores.make_indexes(config, replace=not env.get("MONGODB_URI")):
+        if one.kind == indexing.DIFFERENT:
+            raise StackError(
+                f"the index {one.name} of {one.collection} is not as this release declares it: "
+                f"run `tanhui prepare --drop`"
+            )
     say("indexes    ready")
 
     def start(child: Child) -> None:

@@ -22,6 +22,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from accounting.clients import Kind
 from accounting.errors import NotFound, RateLimited
+from integrations.signatures import Budget
 
 if TYPE_CHECKING:
     from api.security import Caller
@@ -88,9 +89,21 @@ class Limits:
             self._paused_until = time.monotonic() + PAUSE_S
             current_app.logger.warning("rate limits are off, Redis is away: %s", error)
             return
-        g.rate_limit = (item.amount, max(0, item.amount - used), reset_s)
-        if not fits or used > item.amount:
+        self.counted(caller, used, reset_s, fits=fits)
+
+    def counted(
+        self, caller: "Caller | None", used: int, reset_s: int, *, fits: bool = True
+    ) -> None:
+        """Say what is left in the answer; raises `RateLimited` where nothing is."""
+        amount = self._item(caller).amount
+        g.rate_limit = (amount, max(0, amount - used), reset_s)
+        if not fits or used > amount:
             raise RateLimited(retry_after=reset_s)
+
+    def budget(self, caller: "Caller") -> Budget:
+        """The counter of a caller, for whoever counts in the same round trip as something else."""
+        item, key = self._bucket(caller, None)
+        return Budget(self._storage.prefixed_key(item.key_for(key)), item.amount, item.get_expiry())
 
     @contextmanager
     def guessing(self, caller: "Caller") -> Iterator[None]:
@@ -125,12 +138,18 @@ class Limits:
                 used, seconds = count([name], [item.get_expiry(), cost]), self._redis.ttl(name)
         return int(used), max(1, int(seconds))
 
-    def _bucket(self, caller: "Caller | None", address: str | None) -> tuple[RateLimitItem, str]:
+    def _item(self, caller: "Caller | None") -> RateLimitItem:
         if caller is None:
-            return self._address, f"address:{address}"
+            return self._address
         if caller.kind.value == Kind.BANK.value:
-            return self._bank, f"bank:{caller.id}"
-        return (self._client if caller.client_id else self._resident), caller.key
+            return self._bank
+        return self._client if caller.client_id else self._resident
+
+    def _bucket(self, caller: "Caller | None", address: str | None) -> tuple[RateLimitItem, str]:
+        item = self._item(caller)
+        if caller is None:
+            return item, f"address:{address}"
+        return item, f"bank:{caller.id}" if caller.kind.value == Kind.BANK.value else caller.key
 
 
 def count(caller: "Caller | None", address: str | None) -> None:
@@ -169,8 +188,8 @@ def drain(response: Response) -> Response:
         while read <= DRAIN_MAX and time.monotonic() < until:
             try:
                 part = request.environ["wsgi.input"].read(_DRAIN_STEP)
-            except ParseException:
-                break  # Chunks that are none: gunicorn closes the connection.
+            except (ParseException, OSError):
+                break  # Chunks that are none, or nobody there: gunicorn closes the connection.
             if not part:
                 break
             read += len(part)

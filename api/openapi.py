@@ -129,6 +129,7 @@ class Blueprint(flask_smorest.Blueprint):
                 "unavailable",
                 "account_busy",
                 "request_in_progress",
+                "upload_busy",
             } & {*listed}:
                 response["headers"] = {
                     "Retry-After": {

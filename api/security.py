@@ -212,14 +212,16 @@ def _let_in(declared: Door) -> None:
         limits.count(None, request.remote_addr)
         return
     found = _identify(with_client=BANK in declared.kinds)
+    if found is not None and found.kind is BANK and declared.admits(found):
+        g.caller = found
+        _check_signature(found)
+        return
     limits.count(found, request.remote_addr)
     if found is None:
         raise Unauthenticated
     g.caller = found
     if not declared.admits(found):
         raise Forbidden
-    if found.kind is BANK:
-        _check_signature()
 
 
 def _identify(*, with_client: bool = False) -> Caller | None:
@@ -238,7 +240,12 @@ def _identify(*, with_client: bool = False) -> Caller | None:
     )
 
 
-def _check_signature() -> None:
+def _check_signature(bank: Caller) -> None:
+    """Count a bank's request and refuse it unless its signature holds and its nonce is new.
+
+    A signature that does not hold counts, and uses up no nonce. One that holds counts in the round
+    trip that takes its nonce, and past the limit it takes none.
+    """
     config: Config = current_app.extensions["config"]
     target = request.environ.get("RAW_URI") or request.full_path.removesuffix("?")
     signed = signatures.SignedRequest(
@@ -254,7 +261,15 @@ def _check_signature() -> None:
             return None
         return signatures.BankKey(key.key_id, key.client_id, key.algorithm, key.material)
 
-    signatures.verify(signed, find_key, nonces=current_app.extensions["nonces"], now=clock.now())
+    now, counter = clock.now(), current_app.extensions["limits"]
+    try:
+        proven = signatures.proven(signed, find_key, now)
+    except signatures.InvalidSignature:
+        limits.count(bank, request.remote_addr)
+        raise
+    claimed = current_app.extensions["nonces"].claim(proven, now, counter.budget(bank))
+    counter.counted(bank, claimed.used, claimed.left_s)
+    claimed.check()
 
 
 def _is_internal() -> bool:

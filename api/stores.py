@@ -1,5 +1,6 @@
 """What MongoDB and Redis must be before a stack serves anybody from them."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -8,6 +9,8 @@ from pymongo import MongoClient, ReturnDocument
 from pymongo.errors import ConfigurationError, ConnectionFailure
 from pymongo.write_concern import WriteConcern
 
+from accounting import indexing, storage
+from accounting.indexing import Finding
 from api import schema
 from api.config import Config
 from api.stack import StackError
@@ -82,18 +85,30 @@ def check_redis(config: Config) -> None:
         raise StackError("Redis does not answer at REDIS_URL: start it, or correct it") from None
 
 
-def make_indexes(config: Config) -> None:
-    """Every index and validator; raises StackError for a store that could lose what it accepted."""
+def make_indexes(
+    config: Config,
+    tell: Callable[[Finding], None] = lambda finding: None,
+    *,
+    drop: bool = False,
+    replace: bool = False,
+) -> list[Finding]:
+    """Every index and validator, and the shape of the data; what was left as it was.
+
+    Raises StackError for a store that could lose what it accepted, and for data that cannot have
+    an index it needs.
+    """
     # Imported here, because the other commands of this module need no application: a document
     # registers its indexes when its room is imported, and the application imports every room.
     import api.app  # noqa: F401
-    from accounting import storage
 
     try:
         storage.connect(config.mongodb_uri)
-        storage.ensure_indexes()
+        storage.check_topology()
+        storage.ensure_shapes()
+        left = indexing.build(tell, drop=drop, replace=replace)
         schema.write(storage.database())
-    except storage.WeakStore as error:
+    except (storage.WeakStore, indexing.NotBuilt) as error:
         raise StackError(str(error)) from error
     finally:
         storage.disconnect()
+    return left

@@ -51,6 +51,7 @@ from integrations import (
     firebase,
     imports,
     reversals,
+    uploads,
     webhook_targets,
     webhooks,
 )
@@ -247,6 +248,7 @@ def sweep_half_done() -> None:
     pushes.sweep()
     inventory_entries.sweep(now - crediting.SWEEP_AFTER)
     periods.sweep(now - crediting.SWEEP_AFTER)
+    uploads.sweep(now)
 
 
 @shared_task(name="tanhui.remind_of_consents")

@@ -66,14 +66,18 @@ class City:
 
     def partner(self) -> dict[str, str]:
         """The header of a partner that may report bus rides."""
-        made = self.tanhui("operator", "add", "first", "--data-dir", self._env["TANHUI_DATA_DIR"])
-        operator = dict(line.split() for line in made.splitlines())
+        first, second = map(self.operator, ("first", "second"))
         wanted = {"kind": "data", "name": "bus card", "behaviours": ["bus_km"]}
         wanted["id_namespace"] = "card"
-        head = self.client.bearer(operator) | {"Idempotency-Key": "partner"}
-        return self.client.bearer(
-            self.client.post("/v1/operator/partners", wanted, headers=head, expecting=201)
-        )
+        head = self.client.bearer(first) | {"Idempotency-Key": "partner"}
+        made = self.client.post("/v1/operator/partners", wanted, headers=head, expecting=201)
+        path = f"/v1/operator/partners/{made['client_id']}/approve"
+        self.client.post(path, {}, headers=self.client.bearer(second))
+        return self.client.bearer(made)
+
+    def operator(self, name: str) -> dict[str, str]:
+        made = self.tanhui("operator", "add", name, "--data-dir", self._env["TANHUI_DATA_DIR"])
+        return dict(line.split() for line in made.splitlines())
 
 
 @pytest.mark.timeout(3 * PATIENCE_S)

@@ -151,6 +151,15 @@ class Activity:
         return self.status
 
 
+_STORED = tuple(name for name in Activity.__slots__ if name != "id")
+# What a stored fact says even where that is an empty text or nothing.
+_ALWAYS = frozenset(
+    {"resident", "source", "event_id", "fingerprint", "behaviour", "quantity", "start", "state"}
+)
+# What it leaves out and `Activity` has no default for.
+_NOTHING: dict[str, Any] = {"end": None, "verdict": None, "claim": None, "line": None}
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of an activity; `seq` is the entry that says so, if there is one."""
@@ -226,9 +235,13 @@ def receive_many(
 
 
 def _document(fact: Activity) -> storage.Doc:
-    document = {name: getattr(fact, name) for name in fact.__slots__ if name != "id"}
-    document |= {"reasons": list(fact.reasons), "merged_from": list(fact.merged_from)}
-    return {"_id": fact.id, **document}
+    """A fact as it lies in MongoDB; what it has nothing of is left out."""
+    document: storage.Doc = {"_id": fact.id}
+    for name in _STORED:
+        value = getattr(fact, name)
+        if value or name in _ALWAYS:
+            document[name] = list(value) if type(value) is tuple else value
+    return document
 
 
 def rejected_between(begins: datetime, ends: datetime) -> dict[str, int]:
@@ -295,10 +308,7 @@ def leave_to_book(outcomes: Sequence[tuple[Activity, Outcome]]) -> list[Activity
 
 def _tell(outcomes: Sequence[tuple[Activity, Outcome]]) -> None:
     """Leave word of outcomes for the partners that sent the activities, before they are written."""
-    told = [
-        (activity, outcome, events.party_of_source(activity.source))
-        for activity, outcome in outcomes
-    ]
+    asked = events.asked({activity.source for activity, _ in outcomes})
     events.leave(
         *[
             Happening(
@@ -315,8 +325,8 @@ def _tell(outcomes: Sequence[tuple[Activity, Outcome]]) -> None:
                     "reduction_mg": outcome.mg,
                 },
             )
-            for activity, outcome, party in told
-            if party is not None
+            for activity, outcome in outcomes
+            if (party := asked.get(activity.source)) is not None
         ]
     )
 
@@ -512,7 +522,7 @@ def _activities(documents: Iterable[storage.Doc]) -> list[Activity]:
 
 
 def _stored(document: storage.Doc) -> Activity:
-    fields = {name: document[name] for name in Activity.__slots__ if name != "id"}
+    fields = {name: document[name] for name in _STORED if name in document}
     for name in ("reasons", "merged_from"):
-        fields[name] = tuple(fields[name])
-    return Activity(id=document["_id"], **fields)
+        fields[name] = tuple(fields.get(name, ()))
+    return Activity(id=document["_id"], **{**_NOTHING, "attributes": {}, **fields})

@@ -285,11 +285,15 @@ def _newest_and_head(resident: str) -> tuple[Snapshot | None, int]:
         {"$match": {"resident": resident}},
         {"$sort": {"number": -1}},
         {"$limit": 1},
+        book.head_stage(resident, "head"),
     ]
-    found = snapshots().aggregate([*newest, book.head_stage(resident, "head")])
-    for row in found:
-        return snapshot_of(row), row["head"][0]["seq"] if row["head"] else 0
-    return None, 0
+    last, head = None, 0
+    for row in snapshots().aggregate(newest):
+        if "head" in row:
+            head = row["head"]
+        else:
+            last = snapshot_of(row)
+    return last, head
 
 
 def _nothing_came(last: Snapshot, head: int, policy: Policy, now: datetime) -> bool:

@@ -27,6 +27,7 @@ SUMS_MAX: Final = 10
 COLUMN_MAX: Final = 64
 COUNT_MAX: Final = 10**12
 SHA_256: Final = re.compile(r"[0-9a-f]{64}")
+SUM_MAX: Final = 10**18 - 1
 NUMBER: Final = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,6})?")
 _NAMES: Final = frozenset(
     {"file", "bytes", "sha256", "rows", "sums", "profile", "business_date", "sequence"}

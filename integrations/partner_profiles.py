@@ -110,11 +110,16 @@ def latest(partner: str, name: str) -> Version | None:
     return None if row is None else _version(row)
 
 
-def fixed(partner: str, name: str, version: int) -> Profile:
-    """The profile a job was sent with."""
+def get(partner: str, name: str, version: int) -> Version:
+    """A version that there is."""
     row = _versions().find_one({"partner": partner, "name": name, "version": version})
     assert row is not None, "versions are never deleted"
-    return _version(row).profile
+    return _version(row)
+
+
+def fixed(partner: str, name: str, version: int) -> Profile:
+    """The profile a job was sent with."""
+    return get(partner, name, version).profile
 
 
 def listed(partner: str, *, after: tuple[str, int] | None, limit: int) -> list[Version]:

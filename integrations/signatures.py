@@ -79,6 +79,38 @@ class BankKey:
     material: bytes = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """A signature that holds; its nonce is still to be taken."""
+
+    key: BankKey
+    nonce: str
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A counter in Redis of which at most `amount` is used in a window of `seconds`."""
+
+    name: str
+    amount: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What became of a nonce, what is used of the budget, and in how many seconds that ends."""
+
+    said: str
+    used: int
+    left_s: int
+
+    def check(self) -> None:
+        """Raise `InvalidSignature` unless the nonce is this request's."""
+        if self.said != "ok":
+            raise _refused(f"nonce {self.said}")
+
+
 # Finds a key among the live keys of the client that the access token names; None: not one of them.
 KeyLookup = Callable[[str], BankKey | None]
 
@@ -126,10 +158,22 @@ class NonceStore:
         local at_ms = tonumber(redis.call('HGET', KEYS[1], 'at_ms'))
     """
     _BEGIN = f"{_EPOCH} return at_ms"
-    _CLAIM = f"""{_EPOCH}
-        if tonumber(ARGV[2]) <= at_ms then return 'before the epoch' end
-        if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[3]) then return 'used' end
-        return 'ok'
+    # With a budget: one more is used of it whatever follows, and past it no nonce is taken. Counted
+    # as the library `limits` does.
+    _CLAIM = f"""
+        local used, ttl_s = 0, 0
+        if KEYS[3] then
+            used = redis.call('INCRBY', KEYS[3], 1)
+            if used == 1 then redis.call('EXPIRE', KEYS[3], ARGV[5]) end
+            ttl_s = redis.call('TTL', KEYS[3])
+            if used > tonumber(ARGV[4]) then return {{'over', used, ttl_s}} end
+        end
+        {_EPOCH}
+        if tonumber(ARGV[2]) <= at_ms then return {{'before the epoch', used, ttl_s}} end
+        if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[3]) then
+            return {{'used', used, ttl_s}}
+        end
+        return {{'ok', used, ttl_s}}
     """
 
     def __init__(self, redis: Redis, prefix: str = "nonce") -> None:
@@ -146,18 +190,21 @@ class NonceStore:
         at_ms = self._ask(self._begin, [self._epoch_key()], [_ms(since)])
         return datetime.fromtimestamp(int(at_ms) // 1000 + SKEW_S_MAX + 1, UTC)
 
-    def claim(self, client_id: str, nonce: str, created: int, now: datetime) -> None:
-        """Take a nonce once. Raises `InvalidSignature`, or `Unavailable` without Redis.
+    def claim(self, proven: "Proven", now: datetime, budget: "Budget | None" = None) -> "Claimed":
+        """Take the nonce of a signature once, and one of a budget, in one round trip.
 
         A clock that runs ahead may have signed up to `SKEW_S_MAX` after the nonce was forgotten.
+        Raises `Unavailable` without Redis.
         """
-        created_at_least_ms = (created - SKEW_S_MAX) * 1000
-        keys = [self._epoch_key(), f"{self._prefix}:{client_id}:{nonce}"]
-        answer = self._ask(self._claim, keys, [_ms(now), created_at_least_ms, NONCE_KEPT_S])
+        created_at_least_ms = (proven.created - SKEW_S_MAX) * 1000
+        keys = [self._epoch_key(), f"{self._prefix}:{proven.key.client_id}:{proven.nonce}"]
+        args = [_ms(now), created_at_least_ms, NONCE_KEPT_S]
+        if budget is not None:
+            keys.append(budget.name)
+            args += [budget.amount, budget.seconds]
+        said, used, left_s = self._ask(self._claim, keys, args)
         # A client without decode_responses answers bytes.
-        said = answer.decode() if isinstance(answer, bytes) else answer
-        if said != "ok":
-            raise InvalidSignature(f"nonce {said}")
+        return Claimed(said.decode() if isinstance(said, bytes) else said, used, left_s)
 
     def _epoch_key(self) -> str:
         return f"{self._prefix}-epoch"
@@ -185,18 +232,31 @@ def verify(request: SignedRequest, keys: KeyLookup, *, nonces: NonceStore, now: 
 
     Raises `InvalidSignature` whatever is wrong, and `Unavailable` without Redis.
     """
+    found = proven(request, keys, now)
+    nonces.claim(found, now).check()
+    return found.key.key_id
+
+
+def proven(request: SignedRequest, keys: KeyLookup, now: datetime) -> Proven:
+    """Check the one signature of a request, all but whether its nonce is new.
+
+    That is for the end: whoever cannot sign must not be able to use up a nonce. Raises
+    `InvalidSignature` whatever is wrong.
+    """
     try:
         key = _claimed_key(request, keys)
         result = checked(request, key, now, covered=_to_cover(request))
-        nonce = result.nonce
-        if nonce is None or not NONCE_CHARS_MIN <= len(nonce) <= NONCE_CHARS_MAX:
-            raise InvalidSignature("nonce missing or of unfit length")
-        # Last: whoever cannot sign must not be able to use up a nonce.
-        nonces.claim(key.client_id, nonce, int(result.parameters["created"]), now)
     except InvalidSignature as error:
-        logger.info("signature refused: %s", error.reason)
-        raise
-    return key.key_id
+        raise _refused(error.reason) from error
+    nonce = result.nonce
+    if nonce is None or not NONCE_CHARS_MIN <= len(nonce) <= NONCE_CHARS_MAX:
+        raise _refused("nonce missing or of unfit length")
+    return Proven(key, nonce, int(result.parameters["created"]))
+
+
+def _refused(reason: str) -> InvalidSignature:
+    logger.info("signature refused: %s", reason)
+    return InvalidSignature(reason)
 
 
 def checked(

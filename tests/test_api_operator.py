@@ -1,9 +1,11 @@
-"""The operator over HTTP: merchants, rewards and partners, whose new credentials work at once."""
+"""The operator over HTTP: merchants, rewards, and partners, who take two operators."""
 
 import base64
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from shop import EARNED, open_shop, rich_resident
 
 from accounting import audit, clients, clock
 from accounting.clients import BankKey, Kind
+from api.app import create_app
 
 NOON = datetime(2026, 5, 20, 4, tzinfo=UTC)
 MERCHANT: dict[str, Any] = {
@@ -169,6 +172,13 @@ def test_a_reward_that_cannot_be_is_pointed_at(
     assert operator.get("/v1/operator/rewards").get_json()["items"] == []
 
 
+def approve(operator: Caller, made: dict[str, Any]) -> None:
+    """Another operator lets a new partner in."""
+    other = machine(operator.http.application, Kind.OPERATOR)
+    done = other.post(f"/v1/operator/partners/{made['client_id']}/approve")
+    assert done.get_json()["needs_approval"] is False
+
+
 # --- partners -----------------------------------------------------------------------------------
 
 
@@ -178,6 +188,7 @@ def test_a_new_data_partner_reports_what_it_may(operator: Caller) -> None:
         {"kind": "data", "name": "公交集团", "behaviours": ["bus_km"], "id_namespace": "bus:"},
     ).get_json()
     assert made.keys() == {"partner_id", "kind", "client_id", "client_secret"}
+    approve(operator, made)
     buses = sign_in(operator, made, "partner_id")
     row = {
         "external_id": "bus:1", "behaviour": "bus_km", "quantity": 1,
@@ -208,6 +219,7 @@ def test_a_new_bank_signs_with_the_key_it_was_shown(app: Flask, operator: Caller
         "/v1/operator/partners", {"kind": "bank", "name": "柯城农商银行"}, key="b1"
     )
     assert again.get_json() == shown | {"client_secret": None, "hmac_key_b64": None}
+    approve(operator, shown)
     key = BankKey(
         shown["key_id"], shown["client_id"], clients.HMAC_SHA256,
         base64.b64decode(shown["hmac_key_b64"]),
@@ -217,6 +229,77 @@ def test_a_new_bank_signs_with_the_key_it_was_shown(app: Flask, operator: Caller
         bank = replace(sign_in(operator, shown, "partner_id"), key=key)
         answer = bank.get("/v1/bank/grades/ref_none?purpose=loan")
     assert said(answer) == (404, "no_grade_available")
+
+
+def token_for(operator: Caller, made: dict[str, Any]) -> int:
+    """What the credentials of a new partner are answered."""
+    auth = (made["client_id"], made["client_secret"])
+    form = {"grant_type": "client_credentials"}
+    return operator.http.post("/v1/oauth/token", data=form, auth=auth).status_code
+
+
+@pytest.mark.parametrize("kind", ["data", "bank"])
+def test_credentials_of_a_partner_work_once_a_second_operator_agrees(
+    app: Flask, operator: Caller, kind: str
+) -> None:
+    partners = "/v1/operator/partners"
+    made = operator.post(partners, {"kind": kind, "name": "公交集团"}).get_json()
+    assert token_for(operator, made) == 401
+    [waits] = operator.get(partners).get_json()["items"]
+    assert waits == {
+        "partner_id": made["partner_id"], "kind": kind, "name": "公交集团",
+        "client_id": made["client_id"], "needs_approval": True, "asked_by": operator.id,
+        "approved_by": None,
+    }  # fmt: skip
+    path = f"{partners}/{made['client_id']}/approve"
+    assert said(operator.post(path)) == (403, "second_operator_needed")
+    assert token_for(operator, made) == 401
+    others = [machine(app, Kind.OPERATOR) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda one: one.post(path), others))
+    # One of the four approved, and all are told the same.
+    [won] = {answer.get_json()["approved_by"] for answer in answers}
+    for answer in answers:
+        assert answer.status_code == 200
+        assert answer.get_json() == waits | {"needs_approval": False, "approved_by": won}
+    assert token_for(operator, made) == 200
+    assert operator.get(partners).get_json()["items"] == []
+    # Again it changes nothing, whoever asks.
+    assert operator.post(path).get_json()["needs_approval"] is False
+    agreed, added = audit.trail(subject=made["partner_id"], limit=9)
+    assert (added.actor, added.action) == (operator.id, "partner added")
+    assert (agreed.actor, agreed.action) == (won, "partner approved")
+    assert agreed.after == {"client_id": made["client_id"], "approved_by": won}
+    assert won in {one.id for one in others}
+    assert said(operator.post(f"{partners}/cli_none/approve")) == (404, "not_found")
+
+
+def test_in_the_demo_one_operator_adds_a_partner(app: Flask, tmp_path: Path) -> None:
+    config = replace(app.extensions["config"], demo=True, data_dir=tmp_path)
+    alone = machine(create_app(config), Kind.OPERATOR)
+    made = alone.post("/v1/operator/partners", {"kind": "data", "name": "公交集团"}).get_json()
+    assert token_for(alone, made) == 200
+    assert alone.get("/v1/operator/partners").get_json()["items"] == []
+
+
+def test_the_approver_that_died_before_the_audit_approves_again(
+    app: Flask, operator: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = operator.post("/v1/operator/partners", {"kind": "data", "name": "x"}).get_json()
+    path = f"/v1/operator/partners/{made['client_id']}/approve"
+    other = machine(app, Kind.OPERATOR)
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "note", dies)
+        with pytest.raises(KeyboardInterrupt):
+            other.post(path)
+    assert other.post(path).status_code == 200
+    assert [one.action for one in audit.trail(subject=made["partner_id"], limit=9)] == [
+        "partner approved", "partner added",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

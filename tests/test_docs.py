@@ -4,8 +4,11 @@ import re
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
+from api import cli
 from footprint import methodology
 from footprint.reasons import REASONS
 
@@ -27,6 +30,30 @@ def test_every_behaviour_is_in_the_methodology_document() -> None:
         )
     )
     assert {first or second for first, second in listed} == set(methodology.shipped()[0].behaviours)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["up", "demo", "book verify", "grade explain", "factors check", "simulate", "city", "torture"],
+)
+def test_every_command_takes_a_data_directory(words: str) -> None:
+    command: click.Command = cli.tanhui
+    for word in words.split():
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
+    assert "--data-dir" in {name for one in command.params for name in one.opts}
+
+
+def test_the_factors_are_checked_where_no_data_is(tmp_path: Path) -> None:
+    arguments = ["factors", "check", "--data-dir", str(tmp_path / "none")]
+    assert CliRunner().invoke(cli.tanhui, arguments).exit_code == 0
+
+
+def test_a_made_up_city_lies_in_the_data_directory_unless_told_otherwise(tmp_path: Path) -> None:
+    options = ["city", "--residents", "1", "--bill-months", "0", "--plants", "0"]
+    run = CliRunner().invoke(cli.tanhui, [*options, "--data-dir", str(tmp_path)])
+    assert run.exit_code == 0, run.output
+    assert (tmp_path / "city" / "manifest.json").is_file()
 
 
 def test_the_readme_begins_with_the_two_commands() -> None:

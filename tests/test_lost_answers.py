@@ -154,6 +154,8 @@ def test_a_partner_whose_answer_was_lost_gets_credentials_that_work(
         with pytest.raises(KeyboardInterrupt):
             asked.send()
     made = asked.send().get_json()
+    other = machine(app, Kind.OPERATOR)
+    assert other.post(f"{asked.path}/{made['client_id']}/approve").status_code == 200
     answer = asked.who.http.post(
         "/v1/oauth/token",
         data={"grant_type": "client_credentials"},

@@ -232,6 +232,9 @@ def test_the_operator_registers_plants_meters_nodes_and_figures(app: Flask, work
 def test_a_gateway_gets_credentials_for_its_plant(works: Works) -> None:
     wanted = {"kind": "plant", "name": "网关", "plant_id": works.gateway.id}
     made = works.operator.post("/v1/operator/partners", wanted).get_json()
+    second = machine(works.operator.http.application, ClientKind.OPERATOR)
+    agreed = second.post(f"/v1/operator/partners/{made['client_id']}/approve")
+    assert agreed.status_code == 200
     token = works.operator.http.post(
         "/v1/oauth/token",
         data={"grant_type": "client_credentials"},

@@ -127,7 +127,13 @@ class Everybody:
         file = feed.post(
             "/v1/feeds/activities/files", data=b"{}", headers={"Content-Type": "text/csv"}
         )
+        announced = {
+            "file": "f.csv", "bytes": 2, "sha256": "0" * 64, "media_type": "text/csv",
+        }  # fmt: skip
+        upload = feed.post("/v1/feeds/activities/uploads", announced)
         return ids | {
+            "feed": "activities",
+            "upload_id": upload.get_json()["upload_id"],
             "activity_id": result["activity"]["id"],
             "source_event_id": "tap-1",
             "job_id": file.get_json()["job_id"],

@@ -164,19 +164,26 @@ class EntryCollection:
     name = "entries"
 
     @classmethod
-    def ensure_indexes(cls) -> None:
+    def prepare_collection(cls) -> None:
         schema = {
             "bsonType": "object",
             "required": list(_SHAPE),
             "properties": _SHAPE,
             "additionalProperties": False,
         }
-        indexes = [
+        storage.ensure_collection(cls.name, schema)
+
+    @classmethod
+    def indexes(cls) -> list[IndexModel]:
+        return [
             # Newest first: heads of many accounts come from one DISTINCT_SCAN of this index.
             IndexModel(BY_HEAD, unique=True),
             IndexModel(BY_DAY, sparse=True),
         ]
-        storage.ensure_collection(cls.name, schema, indexes)
+
+    @classmethod
+    def ensure_indexes(cls) -> None:
+        storage.database()[cls.name].create_indexes(cls.indexes())
 
     @classmethod
     def open(cls) -> storage.AppendOnly:

@@ -98,14 +98,17 @@ def heads_pipeline(accounts: storage.Doc) -> list[storage.Doc]:
 
 
 def head_stage(account: str, name: str) -> storage.Doc:
-    """A stage for a pipeline elsewhere: adds the newest entry's `seq` as a list of one, or none."""
+    """A stage for a pipeline elsewhere: after its rows one of the newest `seq`, if there is one.
+
+    `$lookup` would add it to each row, and takes longer to plan.
+    """
     newest: list[storage.Doc] = [
         {"$match": {"account": account}},
         {"$sort": {"seq": -1}},
         {"$limit": 1},
-        {"$project": {"_id": 0, "seq": 1}},
+        {"$project": {"_id": 0, name: "$seq"}},
     ]
-    return {"$lookup": {"from": collection().name, "pipeline": newest, "as": name}}
+    return {"$unionWith": {"coll": collection().name, "pipeline": newest}}
 
 
 def last_seqs(accounts: Iterable[str]) -> dict[str, int]:

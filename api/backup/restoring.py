@@ -17,7 +17,7 @@ from pymongo.collection import Collection
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from accounting import proofs, storage, vault, verifying
+from accounting import indexing, proofs, storage, vault, verifying
 from accounting.verifying import Broken, Place
 from api import schema
 from api.backup import heads
@@ -179,7 +179,9 @@ def _batches(documents: Iterator[bytes]) -> Iterator[list[bytes]]:
 
 def _compare(manifest: Manifest, tell: Tell) -> None:
     """The book's heads and sums are what they were when it was backed up."""
-    storage.ensure_indexes()
+    storage.ensure_shapes()
+    # Those of this release; its own came with the backup. Nobody else is served meanwhile.
+    indexing.build(drop=False, replace=True)
     found = heads.summary(None, lambda: tell("heads", 0))
     if found != dict(manifest.book):
         raise BackupError(

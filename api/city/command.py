@@ -14,6 +14,7 @@ from api.city import making, plants
 from api.city.chance import SEED_MAX
 from api.city.files import Folder
 from api.city.making import Plan
+from api.operators import data_dir_option
 
 # Numbers have eight digits, of which strangers take those from ninety million on.
 RESIDENTS_MAX = 80_000_000
@@ -41,10 +42,11 @@ DAYS_MAX, BILL_MONTHS = 180, 13
     help="Of each plant.",
 )  # fmt: skip
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("city"),
-    show_default=True, help="A folder that is new or empty.",
+    "--out", type=click.Path(path_type=Path, file_okay=False),
+    help="A folder that is new or empty  [default: city/ in the data directory]",
 )  # fmt: skip
 @click.option("--plain", is_flag=True, help="Do not compress the files.")
+@data_dir_option
 def city(
     residents: int,
     days: int,
@@ -53,13 +55,15 @@ def city(
     bill_months: int,
     plant_count: int | None,
     meters: int,
-    out: Path,
+    out: Path | None,
     plain: bool,
+    data_dir: Path,
 ) -> None:
     """Make a city up: its people, and the files their partners hand over.
 
     The same options give the same bytes. docs/city.md has the distributions and their sources.
     """
+    out = out or data_dir / "city"
     if not making.is_free(out):
         raise click.ClickException(f"{out} is not empty: name a new folder with --out")
     plan = Plan(

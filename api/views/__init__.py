@@ -47,6 +47,7 @@ from api.views import (
     settlement,
     system,
     tokens,
+    uploads,
     wallet,
     webhooks,
 )
@@ -68,6 +69,7 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     grades.blueprint,
     consents.blueprint,
     feeds.blueprint,
+    uploads.blueprint,
     merchant.blueprint,
     settlement.blueprint,
     bank.blueprint,

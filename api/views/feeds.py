@@ -1,38 +1,44 @@
 """Data partners: batches of rows, files as jobs, link codes, taking a row back."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import marshmallow as ma
 import simplejson
-from flask import Response
+from flask import Response, current_app
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import audit, jobs, links, vault, walks
+from accounting import audit, clock, jobs, links, vault, walks
 from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from api import problems, tasks
 from api.bill_rows import BillAnswer, BillFields, shown_bill, take_bills
 from api.feed_rows import RowFields, partner_of, take_rows
-from api.filing import FILE, ProfileQuery, QueuedAnswer, queued
+from api.filing import FILE, ProfileQuery, QueuedAnswer, SignatureQuery, queued
 from api.idempotency import idempotent
 from api.numbers import CityDay, EachAlone, Instant, Schema
 from api.openapi import Blueprint, refuses
 from api.paging import PageQuery, page, page_of, place
 from api.problems import language
 from api.reports import ActivityAnswer, shown
-from api.security import DATA, OPERATOR, PLANT, RESIDENT, caller, door
+from api.security import DATA, OPEN, OPERATOR, PLANT, RESIDENT, caller, door
 from api.views.own_data import export_url
 from footprint import bills, households
 from footprint.bill_intake import Received
-from integrations import exports, imports, reversals
+from integrations import exports, imports, reversals, signed_urls
 from integrations import feeds as files
 from integrations.mapping import ACTIVITIES, BILLS
+from integrations.signed_urls import UrlNotAccepted
 from points import bill_crediting, feed
 from points.feed import Taken
 
 ROWS_MAX = 1_000
+LINK_LIFE = timedelta(hours=1)
+ERRORS_PURPOSE = "job-errors"
+# Arguments of a job that are shown with it.
+SHOWN = ("profile", "profile_version", "file_name", "business_date", "sequence")
 blueprint = Blueprint("feeds", __name__, description="Data partners")
 
 
@@ -109,11 +115,19 @@ class JobAnswer(ma.Schema):
     download_url = fields.String(metadata={"description": "Of a finished export."})
     profile = fields.String(metadata={"description": "The mapping profile a file is read by."})
     profile_version = fields.Integer()
+    file_name = fields.String(metadata={"description": "Of a dropped or uploaded file."})
+    business_date = fields.String(metadata={"description": "As its manifest says."})
+    sequence = fields.Integer(metadata={"description": "As its manifest says."})
     reversal_job_id = fields.String(metadata={"description": "The job that takes it back."})
     reverses = fields.String(metadata={"description": "The job this one takes back."})
     reversed = fields.Integer(
         metadata={"description": "Rows taken back; the others had earned nothing."}
     )
+
+
+class SignedLinkAnswer(ma.Schema):
+    url = fields.String(required=True, metadata={"format": "uri"})
+    expires_at = Instant(required=True)
 
 
 class NotAFile(DomainError):
@@ -292,6 +306,40 @@ class JobErrors(MethodView):
         return Response(_error_lines(_mine(job_id).id, language()), mimetype=files.NDJSON)
 
 
+@blueprint.route("/v1/jobs/<job_id>/errors/link")
+class JobErrorsLink(MethodView):
+    @door(DATA, PLANT, OPERATOR, scope="feeds:write", plant_scope="readings:write")
+    @idempotent()
+    @blueprint.response(201, SignedLinkAnswer)
+    def post(self, job_id: str) -> dict[str, Any]:
+        """An address for the refused rows that needs no token, for an hour"""
+        job = _mine(job_id)
+        expires_at = (clock.now() + LINK_LIFE).replace(microsecond=0)
+        signature = signed_urls.sign(ERRORS_PURPOSE, {"job": job.id}, expires_at)
+        path = f"/v1/jobs/{job.id}/errors/download?signature={signature}"
+        return {
+            "url": current_app.extensions["config"].public_url + path,
+            "expires_at": expires_at,
+        }
+
+
+@blueprint.route("/v1/jobs/<job_id>/errors/download")
+class JobErrorsFile(MethodView):
+    @door(OPEN)
+    @refuses("url_not_accepted", "url_expired")
+    @blueprint.arguments(SignatureQuery, location="query")
+    @blueprint.response(200, description="One refused row a line")
+    @blueprint.doc(responses={200: {"content": {files.NDJSON: {"schema": {"type": "string"}}}}})
+    def get(self, wanted: dict[str, str], job_id: str) -> Response:
+        """The rows a job could not take, by a signed address"""
+        claims = signed_urls.read(ERRORS_PURPOSE, wanted["signature"])
+        if claims.get("job") != job_id:
+            raise UrlNotAccepted()
+        answer = Response(_error_lines(job_id, language()), mimetype=files.NDJSON)
+        answer.headers["Content-Disposition"] = f'attachment; filename="{job_id}.errors.ndjson"'
+        return answer
+
+
 def _result(one: Taken) -> dict[str, Any]:
     if one.refusal is not None:
         return problems.item(one.refusal)
@@ -329,11 +377,7 @@ def _job(job: Job) -> dict[str, Any]:
     }
     if (job.kind, job.state) == (exports.KIND, jobs.DONE):
         answer["download_url"] = export_url(job.id)
-    answer |= {
-        name: job.arguments[name]
-        for name in ("profile", "profile_version")
-        if name in job.arguments
-    }
+    answer |= {name: job.arguments[name] for name in SHOWN if name in job.arguments}
     if job.reversal is not None:
         answer["reversal_job_id"] = job.reversal
     if job.kind == reversals.KIND:

@@ -1,6 +1,7 @@
 """The city operator: partners, taking an activity back."""
 
 import base64
+from operator import attrgetter
 from typing import Any
 
 import marshmallow as ma
@@ -15,8 +16,10 @@ from accounting.ids import new_id
 from api.idempotency import KEPT, business_key, idempotent
 from api.numbers import Flag, Schema
 from api.openapi import Blueprint, refuses
+from api.paging import PageQuery, newest, page_of
 from api.reports import ActivityAnswer, shown
 from api.security import OPERATOR, caller, door
+from api.versions import one_is_enough
 from footprint import activities, methodology
 from points import crediting
 
@@ -68,6 +71,16 @@ class PartnerAnswer(ma.Schema):
     hmac_key_b64 = fields.String(allow_none=True)
 
 
+class WaitingAnswer(ma.Schema):
+    partner_id = fields.String(required=True, attribute="subject_id")
+    kind = fields.Enum(Kind, by_value=True, required=True)
+    name = fields.String(required=True)
+    client_id = fields.String(required=True)
+    needs_approval = fields.Boolean(required=True)
+    asked_by = fields.String(required=True, allow_none=True)
+    approved_by = fields.String(required=True, allow_none=True)
+
+
 class ReverseRequest(Schema):
     """`fraud: false` is for honest mistakes: then the grade keeps its two gradings of patience."""
 
@@ -83,7 +96,10 @@ class Partners(MethodView):
     @idempotent(secrets=("client_secret", "hmac_key_b64"))
     @blueprint.response(201, PartnerAnswer)
     def post(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Add a data partner, a bank or the gateway of a plant; credentials are shown once"""
+        """Add a data partner, a bank or the gateway of a plant; credentials are shown once
+
+        They give no token until another operator approves; in the demo one operator is enough.
+        """
         kind, once = Kind(wanted["kind"]), business_key()
         client = clients.made_by(once) if once is not None else None
         if client is None:
@@ -109,6 +125,35 @@ class Partners(MethodView):
             once=f"partner-added:{client.client_id}",
         )
         return answer
+
+    @door(OPERATOR, area="partners")
+    @blueprint.arguments(PageQuery, location="query")
+    @blueprint.response(200, page_of(WaitingAnswer))
+    def get(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Partners that wait for a second operator"""
+        return newest(wanted, clients.waiting, by=attrgetter("client_id"))
+
+
+@blueprint.route("/v1/operator/partners/<client_id>/approve")
+class ApprovedPartner(MethodView):
+    @door(OPERATOR, area="partners")
+    @refuses("second_operator_needed", "not_found")
+    @idempotent()
+    @blueprint.response(200, WaitingAnswer)
+    def post(self, client_id: str) -> Client:
+        """Let a partner in that another operator added, by its `client_id`"""
+        done = clients.approve(client_id, by=caller().id, alone=one_is_enough())
+        # Whoever approved, also where a crash kept that from being noted.
+        if done.approved_by is not None:
+            audit.note(
+                done.approved_by,
+                "partner approved",
+                done.subject_id,
+                before={"client_id": client_id, "approved_by": None},
+                after={"client_id": client_id, "approved_by": done.approved_by},
+                once=f"partner-approved:{client_id}",
+            )
+        return done
 
 
 @blueprint.route("/v1/operator/activities/<activity_id>/reverse")
@@ -142,6 +187,7 @@ def _added(kind: Kind, wanted: dict[str, Any], once: str | None) -> tuple[Client
         subject_id=partner_id,
         policy=policy if kind is Kind.DATA else None,
         once=once,
+        asked_by=None if one_is_enough() else caller().id,
     )
 
 

@@ -42,6 +42,7 @@ from integrations import (
     firebase,
     imports,
     reversals,
+    uploads,
     webhook_targets,
     webhooks,
 )
@@ -283,6 +284,12 @@ def look_at_drop_folder(root: str) -> int:
     return watcher.look()
 
 
+def finish_upload(upload_id: str) -> str:
+    upload = uploads.get(upload_id)
+    assert upload is not None
+    return uploads.finish(upload).id
+
+
 def run_readings_file(job_id: str) -> str:
     job = imports.run(job_id, plant_rows.take_file_rows, feeds.READINGS)
     assert job is not None
@@ -451,6 +458,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         follow_green,
         run_import,
         look_at_drop_folder,
+        finish_upload,
         run_restatement,
         follow_book,
         follow_to_milestone,
