@@ -27,7 +27,7 @@ from pymongo.errors import DuplicateKeyError
 
 from accounting import alarms, book, clock, jobs, merkle, storage, vault, verifying, walks
 from accounting.errors import DomainError, NotFound
-from accounting.jobs import Job
+from accounting.jobs import Failure, Job
 from accounting.merkle import Sibling
 from accounting.verifying import Broken, Checked, Leaf, Rules, broken
 
@@ -146,7 +146,7 @@ def queue(owner: str, *, day: date | None = None) -> Job:
     """A job that proves the book; with a `day` the one job of that night, however often asked."""
     job_id = f"job_{KIND}_{day.isoformat()}" if day is not None else None
     try:
-        return walks.queue(KIND, owner, {}, job_id)
+        return walks.queue(KIND, owner, {}, job_id, unit=jobs.ACCOUNTS)
     except DuplicateKeyError:
         found = jobs.get(job_id) if job_id else None
         assert found is not None, "ids are never made twice, and jobs are never deleted"
@@ -192,7 +192,8 @@ def run(job_id: str, rules: Rules) -> Job | None:
         alarms.sound(ALARM, "book", job=job_id, problem=str(found))
         job = jobs.get(job_id)
         assert job is not None, "jobs are never deleted"
-        jobs.fail(job, str(found))
+        said = str(found)
+        jobs.fail(job, Failure("book_broken", said, f"账本校验不通过：{said}"))
         done = jobs.get(job_id)
     if done is not None:
         _drafts().delete_many({"job": job_id})

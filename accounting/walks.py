@@ -59,12 +59,15 @@ def queue(
     arguments: dict[str, Any],
     job_id: str | None = None,
     *,
+    unit: str = jobs.RESIDENTS,
+    total: int | None = None,
     held: bool = False,
 ) -> Job:
-    """Store a job over every resident; see `jobs.queue`."""
-    # Its size is what the progress is measured by; residents who join meanwhile do not matter.
-    size = accounts.count()
-    return jobs.queue(kind, owner, {**arguments, "size": size}, job_id, held=held)
+    """Store a job over every resident, or as many of something else; see `jobs.queue`."""
+    if total is None:
+        # What the progress is measured by; residents who join meanwhile do not matter.
+        total = accounts.count()
+    return jobs.queue(kind, owner, arguments, job_id, unit=unit, total=total, held=held)
 
 
 def run(

@@ -25,7 +25,7 @@ from accounting import clock, indexing, proofs, storage, vault, verifying
 from accounting import factors as the_factors
 from accounting.factors import review
 from accounting.verifying import Broken, Place
-from api import grading, launch, operators, processes, stack, stores
+from api import grading, job_commands, launch, operators, processes, stack, stores
 from api.backup.archive import BackupError
 from api.backup.command import backup, restore
 from api.bookkeeping import RULES
@@ -253,6 +253,8 @@ tanhui.add_command(grading.grades)
 tanhui.add_command(make_city)
 tanhui.add_command(backup)
 tanhui.add_command(restore)
+tanhui.add_command(job_commands.jobs_group)
+tanhui.add_command(job_commands.import_)
 
 
 @tanhui.command()

@@ -53,12 +53,12 @@ def queued(
     if request.mimetype not in feeds.FORMATS or encoding not in ENCODINGS:
         raise UnsupportedMediaType(" or ".join(feeds.FORMATS))
     version = None if profile is None else version_of(kind, owner, profile)
-    declared = request.mimetype_params.get("charset", "")
-    charset = declared or feeds.UTF_8
-    if not declared and version is not None and request.mimetype == feeds.CSV:
-        charset = version.profile.encoding
-    read_as = feeds.CHARSETS.get(charset.lower())
-    if read_as is None or (request.mimetype == feeds.NDJSON and read_as != feeds.UTF_8):
+    read_as = feeds.encoding_of(
+        request.mimetype,
+        request.mimetype_params.get("charset") or None,
+        version.profile.encoding if version is not None else None,
+    )
+    if read_as is None:
         raise UnsupportedMediaType(WANTED)
     job = imports.store(
         kind,

@@ -17,7 +17,6 @@ SLOW = (
     "tanhui.remind_of_consents",
     "tanhui.remind_of_vouchers",
     "tanhui.tell_of_reads",
-    "tanhui.make_bank_files",
     "tanhui.validate_readings",
     "tanhui.count_inventory",
     "tanhui.post_inventory",

@@ -88,11 +88,10 @@ def store(data_dir: Path, env: Mapping[str, str] = os.environ) -> Iterator[Store
     Waits when another short command is at work. Raises ServerError, StackError or ConfigError.
     """
     data_dir = data_dir.absolute()
-    mongodb_uri, redis_url = env.get("MONGODB_URI", ""), env.get("REDIS_URL", "")
-    if mongodb_uri and redis_url:
-        yield Store(mongodb_uri, redis_url, settings.given_secret(env))
+    if (there := found(data_dir, env)) is not None:
+        yield there
         return
-    own = bool(mongodb_uri or redis_url)
+    own = bool(env.get("MONGODB_URI") or env.get("REDIS_URL"))
     if not own and not (data_dir / "mongodb").is_dir():
         raise StackError(
             f"there is no data in {data_dir}: give the --data-dir of `tanhui up`, "
@@ -100,15 +99,8 @@ def store(data_dir: Path, env: Mapping[str, str] = os.environ) -> Iterator[Store
         )
     deadline = time.monotonic() + ATTACH_SECONDS
     while settings.claimed(data_dir) and time.monotonic() < deadline:
-        facts = settings.StackFacts(data_dir).read()
-        if facts is not None:
-            found = mongodb_uri or facts["mongodb_uri"], redis_url or facts["redis_url"]
-            if None in found:
-                raise StackError(
-                    f"the stack on {data_dir} uses servers of its own: set MONGODB_URI, REDIS_URL "
-                    f"and TANHUI_SECRET for this command as for the stack"
-                )
-            yield Store(*found, _secret(data_dir, own, env))
+        if (there := found(data_dir, env)) is not None:
+            yield there
             return
         time.sleep(POLL_SECONDS)
     with ExitStack() as parts:
@@ -117,6 +109,27 @@ def store(data_dir: Path, env: Mapping[str, str] = os.environ) -> Iterator[Store
         secret = _secret(data_dir, own, env)
         found_uri, found_redis, _ = open_servers(parts, data_dir, env, keep, lambda _line: None)
         yield Store(found_uri, found_redis, secret)
+
+
+def found(data_dir: Path, env: Mapping[str, str] = os.environ) -> Store | None:
+    """The store that the environment names, or of a stack that runs on this directory; None if none
+    does. Raises StackError or ConfigError.
+    """
+    mongodb_uri, redis_url = env.get("MONGODB_URI", ""), env.get("REDIS_URL", "")
+    if mongodb_uri and redis_url:
+        return Store(mongodb_uri, redis_url, settings.given_secret(env))
+    data_dir = data_dir.absolute()
+    facts = settings.StackFacts(data_dir).read()
+    if facts is None:
+        return None
+    mongodb_uri, redis_url = mongodb_uri or facts["mongodb_uri"], redis_url or facts["redis_url"]
+    if mongodb_uri is None or redis_url is None:
+        raise StackError(
+            f"the stack on {data_dir} uses servers of its own: set MONGODB_URI, REDIS_URL "
+            f"and TANHUI_SECRET for this command as for the stack"
+        )
+    own = bool(env.get("MONGODB_URI") or env.get("REDIS_URL"))
+    return Store(mongodb_uri, redis_url, _secret(data_dir, own, env))
 
 
 def _secret(data_dir: Path, own: bool, env: Mapping[str, str]) -> bytes:

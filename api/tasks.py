@@ -14,7 +14,6 @@ from celery import Celery, current_app, shared_task
 from kombu.exceptions import OperationalError
 
 from accounting import (
-    clients,
     clock,
     consent_requests,
     consents,
@@ -25,10 +24,8 @@ from accounting import (
     proofs,
     read_receipts,
     subscriptions,
-    sweeping,
     walks,
 )
-from accounting.clients import Kind
 from accounting.enterprise import (
     alert_reviews,
     alerting,
@@ -37,6 +34,7 @@ from accounting.enterprise import (
     periods,
     validating,
 )
+from accounting.jobs import Job
 from api import feed_rows, plants, queues
 from api.bookkeeping import RULES
 from api.config import Config
@@ -56,6 +54,7 @@ from integrations import (
     webhooks,
 )
 from integrations.firebase import FirebaseSettings
+from integrations.mapping import ACTIVITIES, BILLS
 from integrations.push import ByPlatform, FirebasePusher, Pusher
 from integrations.push_file import FilePusher
 from points import (
@@ -78,7 +77,13 @@ log = logging.getLogger(__name__)
 # After a failure the queue is left alone this long, so that a hanging one costs a request that
 # leaves several rows one timeout, not one each.
 PAUSE_S = 5.0
-# What a job of a kind is run by; what is not here is a file to read.
+# Files: what takes their rows in, and the form of a row.
+FILES: dict[str, tuple[imports.TakeRows, feeds.Form]] = {
+    ACTIVITIES: (feed_rows.take_file_rows, feeds.REPORTS),
+    BILLS: (feed_rows.take_file_rows, feeds.BILLS),
+    plants.READINGS: (plants.take_file_rows, feeds.READINGS),
+}
+# What a job of another kind is run by.
 RUN: dict[str, Callable[[str], Any]] = {
     exports.KIND: exports.run,
     preview.KIND: partial(preview.run, worth=restating.worth),
@@ -92,11 +97,19 @@ RUN: dict[str, Callable[[str], Any]] = {
     reversals.KIND: reversals.run,
     settlement.KIND: settlement.run,
     pushes.KIND: pushes.run,
+    bank_files.KIND: bank_files.run,
 }
+# A period that is being settled cannot be stopped, and a push is stopped as a push.
+NOT_STOPPABLE = frozenset({settlement.KIND, pushes.KIND, exports.KIND})
 # A sweep of notifications begins no batch after this, so that the next one finds it done.
 CARRY_S = 12.0
 
 _paused_until = 0.0
+
+
+def stoppable(job: Job) -> bool:
+    """Whether a job may be cancelled by itself; a share ends with its whole."""
+    return job.whole is None and job.kind not in NOT_STOPPABLE
 
 
 def make_celery(config: Config) -> Celery:
@@ -152,11 +165,18 @@ def run_job(job_id: str) -> None:
             nudge(run_job, share.id)
     elif job.kind in RUN:
         RUN[job.kind](job_id)
-    elif job.kind == plants.READINGS:
-        imports.run(job_id, plants.take_file_rows, feeds.READINGS)
-    elif imports.run(job_id, feed_rows.take_file_rows) is None:
+    else:
+        _read_file(job)
+
+
+def _read_file(job: Job) -> None:
+    """Read a file or a share of one; the shares of a large file go to whoever is free."""
+    whole = jobs.get(job.whole) if job.whole is not None else job
+    assert whole is not None, "jobs are never deleted"
+    take_rows, form = FILES[whole.kind]
+    if imports.run(job.id, take_rows, form, lambda one: nudge(run_job, one.id)) is None:
         # A worker that was stopped: rows it took since may be behind the walk that takes it back.
-        reversal_id = walks.again_after(job_id)
+        reversal_id = walks.again_after(whole.id)
         if reversal_id is not None:
             nudge(run_job, reversal_id)
 
@@ -272,14 +292,8 @@ def tell_of_reads() -> None:
 
 @shared_task(name="tanhui.make_bank_files")
 def make_bank_files() -> None:
-    """Look at all green lists, then make every bank's file of the day; a second run finds both."""
-    after: str | None = ""
-    while after is not None:
-        after, _ = greenlist.compare(after, greenlist.STRETCH)
-    today = clock.city_day(clock.now())
-    sweeping.each(
-        "bank file", clients.subjects(Kind.BANK), lambda bank: bank_files.of_day(bank, today)
-    )
+    """Queue tonight's look at all green lists, and every bank's file of the day."""
+    nudge(run_job, bank_files.queue("clock", clock.city_day(clock.now())).id)
 
 
 @shared_task(name="tanhui.validate_readings")

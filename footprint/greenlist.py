@@ -250,15 +250,24 @@ def follow_bank(bank_id: str, *, at_most: int | None = None) -> None:
         after = rows[-1]["_id"]
 
 
-def compare(standing_after: str, limit: int) -> tuple[str | None, int]:
-    """Follow those of the next standings that lag behind gradings or terms; (where next, how many).
+def count() -> int:
+    """About how many standings there are."""
+    return int(_standings().estimated_document_count())
+
+
+def ids_after(standing: str, limit: int) -> list[str]:
+    """The ids of the standings behind one, in order."""
+    wanted = {"_id": {"$gt": standing}}
+    found = _standings().find(wanted, {"_id": 1}).sort("_id", 1).limit(limit)
+    return [row["_id"] for row in found]
+
+
+def compare(ids: Sequence[str]) -> int:
+    """Follow those of some standings that lag behind gradings or terms; returns how many.
 
     The nightly look at all of them: it finds what no mark told of.
     """
-    wanted = {"_id": {"$gt": standing_after}}
-    rows = list(_standings().find(wanted).sort("_id", 1).limit(limit))
-    if not rows:
-        return None, 0
+    rows = list(_standings().find({"_id": {"$in": list(ids)}}))
     live = [row for row in rows if not row["standing"]["over"]]
     numbers = grade.newest_numbers([row["resident"] for row in live])
     terms = {bank: bank_terms.current(bank).version for bank in {row["bank_id"] for row in live}}
@@ -270,7 +279,7 @@ def compare(standing_after: str, limit: int) -> tuple[str | None, int]:
         or row["pending"]
     }
     sweeping.each("standing that lags", behind, follow)
-    return rows[-1]["_id"], len(behind)
+    return len(behind)
 
 
 def _follow(consent: Consent) -> None:

@@ -10,7 +10,6 @@ again, and nobody is graded twice or left out.
 The job of a city month is its scheduled grading, which counts towards a fall.
 """
 
-import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -20,15 +19,14 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import accounts, book, clock, jobs, storage, walks
+from accounting import accounts, book, clock, jobs, shares, storage, walks
 from accounting.accounts import ResidentDocument
 from accounting.jobs import Job
 from footprint import grade, grade_pipeline, summaries
 
 KIND, RANGE_KIND = "regrade", "regrade_range"
-# A worker's share is minutes, not hours; and a city has few enough of them to add up at once.
+# A worker's share is minutes, not hours.
 RANGE_MIN = 10_000
-RANGES_MAX = 64
 STRETCH = 1_000
 
 _RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument, tz_aware=True)
@@ -44,8 +42,15 @@ def queue(owner: str, *, month: str | None = None) -> Job:
     if earlier is not None:
         return earlier
     size = accounts.count()
-    cuts = accounts.every_nth_id(max(RANGE_MIN, -(-size // RANGES_MAX)))
-    return _queued(KIND, owner, {"month": month, "size": size, "cuts": cuts}, name)
+    cuts = accounts.every_nth_id(max(RANGE_MIN, -(-size // shares.SHARES_MAX)))
+    arguments = {"month": month, "cuts": cuts}
+    try:
+        return jobs.queue(KIND, owner, arguments, name, unit=jobs.RESIDENTS, total=size)
+    except DuplicateKeyError:
+        assert name is not None, "ids are never made twice"
+        found = jobs.get(name)
+        assert found is not None, "jobs are never deleted"
+        return found
 
 
 def cut(job_id: str) -> list[Job]:
@@ -56,24 +61,14 @@ def cut(job_id: str) -> list[Job]:
     job = jobs.take(job_id)
     if job is None:
         return []
-    made = []
+    assert job.total is not None, job.id
     starts = ["", *job.arguments["cuts"]]
-    for number, (after, last) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
-        share = {
-            "whole": job.id,
-            "month": job.arguments["month"],
-            "after": after,
-            "last": last,
-            "size": max(job.arguments["size"] // len(starts), 1),
-        }
-        made.append(_queued(RANGE_KIND, job.owner, share, _name(job.id, number)))
-    for one in made:
-        if one.cancelled_by is not None:
-            # The whole was cancelled and goes on: so does this.
-            jobs.resume(one.id)
-    made = sorted(jobs.many([one.id for one in made]), key=lambda one: one.id)
-    _add_up(job)
-    return [one for one in made if one.state in jobs.UNFINISHED]
+    ranges = [
+        {"month": job.arguments["month"], "after": after, "last": last}
+        | {"total": max(job.total // len(starts), 1)}
+        for after, last in zip(starts, [*starts[1:], None], strict=True)
+    ]
+    return shares.make(job, RANGE_KIND, ranges)
 
 
 def run(job_id: str) -> Job | None:
@@ -87,8 +82,9 @@ def run_range(job_id: str) -> Job | None:
     """Carry a range to its end; see `walks.run`. Whoever ends the last one ends the whole job."""
     found = jobs.get(job_id)
     assert found is not None, job_id
-    share = found.arguments
-    if _ended_with_the_whole(found):
+    share, whole = found.arguments, found.whole
+    assert whole is not None, job_id
+    if not shares.goes_on(found):
         return None
 
     def ids_after(after: str, limit: int) -> Sequence[str]:
@@ -97,12 +93,12 @@ def run_range(job_id: str) -> Job | None:
 
     def work(job: Job, residents: Sequence[str]) -> walks.Totals:
         done = grade_all(residents, share["month"])
-        if not _ended_with_the_whole(job):
-            _progressed(share["whole"])
+        if shares.goes_on(job):
+            shares.add_up(whole)
         return done
 
     over = walks.run(job_id, work, ids_after=ids_after, stretch=STRETCH)
-    _progressed(share["whole"])
+    shares.add_up(whole)
     return over
 
 
@@ -126,7 +122,7 @@ def totals(job: Job) -> walks.Totals:
     """What all ranges have added up so far: residents, new snapshots, grades that moved."""
     sums: Counter[str] = Counter()
     for number in range(len(job.arguments["cuts"]) + 1):
-        sums.update(walks.totals(_name(job.id, number)))
+        sums.update(walks.totals(shares.name(job.id, number)))
     return dict(sums)
 
 
@@ -141,49 +137,3 @@ def _catch_up(residents: Sequence[str]) -> None:
     behind = [account for account, seq in heads.items() if seq > done[account]]
     if behind:
         summaries.catch_up_to(book.heads(behind).values())
-
-
-def _ended_with_the_whole(share: Job) -> bool:
-    """Cancel a range whose job was cancelled; it stops after the stretch it is at."""
-    whole = jobs.get(share.arguments["whole"])
-    assert whole is not None, share.id
-    if whole.cancelled_by is None:
-        return False
-    # It may be over, or cancelled already.
-    with contextlib.suppress(jobs.JobOver):
-        jobs.cancel(share.id, whole.cancelled_by, whole.failure or whole.id)
-    return True
-
-
-def _progressed(job_id: str) -> None:
-    """Let the whole job know how far its ranges are, and end it with the last of them."""
-    job = jobs.get(job_id)
-    assert job is not None, job_id
-    if job.state in jobs.UNFINISHED:
-        _add_up(job)
-
-
-def _add_up(job: Job) -> None:
-    names = [_name(job.id, number) for number in range(len(job.arguments["cuts"]) + 1)]
-    shares = jobs.many(names)
-    done = sum(one.done for one in shares)
-    jobs.advance(job, done, done, job.counts)
-    if len(shares) == len(names) and all(one.state == jobs.DONE for one in shares):
-        jobs.finish(job, done)
-    elif failed := next((one for one in shares if one.state == jobs.FAILED), None):
-        jobs.fail(job, failed.failure or failed.id)
-
-
-def _name(job_id: str, number: int) -> str:
-    return f"{job_id}_{number:02d}"
-
-
-def _queued(kind: str, owner: str, arguments: dict[str, Any], name: str | None) -> Job:
-    """Queue a job; one of the same name was queued before."""
-    try:
-        return jobs.queue(kind, owner, arguments, name)
-    except DuplicateKeyError:
-        assert name is not None, "ids are never made twice"
-        found = jobs.get(name)
-        assert found is not None, "jobs are never deleted"
-        return found

@@ -59,7 +59,8 @@ def queue(owner: str, *, rebuild: bool = False, part: int | None = None) -> Job:
 
     With `part` only the sums of that part are checked; with `rebuild` all months are built again.
     """
-    return walks.queue(KIND, owner, {"rebuild": rebuild, "part": part})
+    arguments = {"rebuild": rebuild, "part": part}
+    return walks.queue(KIND, owner, arguments, unit=jobs.ACCOUNTS)
 
 
 def queue_tonight() -> Job:
@@ -68,7 +69,7 @@ def queue_tonight() -> Job:
     job_id = f"job_{KIND}_{today.isoformat()}"
     arguments = {"rebuild": False, "part": today.toordinal() % PARTS}
     try:
-        return walks.queue(KIND, "clock", arguments, job_id)
+        return walks.queue(KIND, "clock", arguments, job_id, unit=jobs.ACCOUNTS)
     except DuplicateKeyError:
         found = jobs.get(job_id)
         assert found is not None, "jobs are never deleted"

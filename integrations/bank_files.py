@@ -8,7 +8,7 @@ Formula cells are escaped; every read of a file is on record for everybody in it
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Final
@@ -17,13 +17,16 @@ import mongoengine as me
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError
 
-from accounting import clock, consents, storage, tables, vault
+from accounting import clients, clock, consents, jobs, storage, sweeping, tables, vault, walks
+from accounting.clients import Kind
 from accounting.errors import AccountBusy, NotFound
 from accounting.ids import new_id
+from accounting.jobs import Job
 from footprint import bank_terms, greenlist
 from footprint.greenlist import Listed
 from integrations import jws
 
+KIND: Final = "bank_files"
 HEADER: Final = ("reference", "grade", "since", "limit_uplift", "basis_points", "fast_lane")
 ROWS_A_PIECE: Final = 1_000
 ATTEMPTS_MAX: Final = 10
@@ -110,6 +113,37 @@ def of_day(bank_id: str, day: date) -> File:
         else:
             return file
     raise AccountBusy()
+
+
+def queue(owner: str, day: date) -> Job:
+    """The job of a day, however often asked: look at all green lists, then make every file."""
+    job_id = f"job_{KIND}_{day.isoformat()}"
+    arguments = {"day": day.isoformat()}
+    total = greenlist.count()
+    try:
+        return walks.queue(KIND, owner, arguments, job_id, unit=jobs.CONSENTS, total=total)
+    except DuplicateKeyError:
+        found = jobs.get(job_id)
+        assert found is not None, "jobs are never deleted"
+        return found
+
+
+def run(job_id: str) -> Job | None:
+    """Carry the job to its end; see `walks.run`."""
+
+    def work(job: Job, ids: Sequence[str]) -> walks.Totals:
+        return {"followed": greenlist.compare(ids)}
+
+    def end(job: Job) -> None:
+        day = date.fromisoformat(job.arguments["day"])
+
+        def make(bank_id: str) -> None:
+            jobs.hold(job.id)
+            of_day(bank_id, day)
+
+        sweeping.each("bank file", clients.subjects(Kind.BANK), make)
+
+    return walks.run(job_id, work, end, greenlist.ids_after, greenlist.STRETCH)
 
 
 def content(file: File) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final
@@ -456,7 +456,7 @@ def _write_end(done: Folder, one: Dropped, job: Job) -> None:
         "file": one.name,
         "job_id": job.id,
         "state": job.state,
-        "failure": job.failure,
+        "failure": asdict(job.failure) if job.failure is not None else None,
         "total": job.total,
         "done": job.done,
         **job.counts,

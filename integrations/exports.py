@@ -31,13 +31,14 @@ from accounting import (
     vault,
 )
 from accounting.ids import new_id
-from accounting.jobs import Job
+from accounting.jobs import Failure, Job
 from footprint import activities, bills, grade, households, photos, reviews
 from integrations import devices
 from points import milestones
 from rewards import redemptions, vouchers
 
 KIND = "export"
+CLOSED = Failure("account_closed", "The account was closed.", "该账户已注销。")
 KEPT = timedelta(days=7)
 PIECE_BYTES = 4 << 20
 IN_MEMORY_BYTES = 8 << 20
@@ -108,7 +109,9 @@ def _pieces() -> "Collection[storage.Doc]":
 
 def ask(resident: str) -> Job:
     """Queue the job that writes the file; one that is under way already is the same."""
-    return jobs.unfinished(KIND, resident) or jobs.queue(KIND, resident, {})
+    return jobs.unfinished(KIND, resident) or jobs.queue(
+        KIND, resident, {}, unit=jobs.SECTIONS, total=len(SECTIONS)
+    )
 
 
 def run(job_id: str) -> Job | None:
@@ -117,13 +120,13 @@ def run(job_id: str) -> Job | None:
     if job is None:
         return None
     if accounts.get(job.owner) is None:
-        jobs.fail(job, "The account was closed.")
+        jobs.fail(job, CLOSED)
         return jobs.get(job_id)
     with SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
-        rows = _write(file, job)
+        _write(file, job)
         file.seek(0)
         _keep(job, file)
-    jobs.finish(job, rows)
+    jobs.finish(job, len(SECTIONS))
     if accounts.get(job.owner) is None:
         forget(job.owner)  # Closed while the file was written.
     return jobs.get(job_id)
@@ -152,20 +155,18 @@ def forget(resident: str) -> None:
         collection.delete_many({"resident": resident})
 
 
-def _write(file: IO[bytes], job: Job) -> int:
-    """The ZIP; returns how many rows are in it."""
-    rows = 0
+def _write(file: IO[bytes], job: Job) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, section in SECTIONS.items():
+        for done, (name, section) in enumerate(SECTIONS.items(), start=1):
             with archive.open(f"{name}.json", "w", force_zip64=True) as member:
                 separator = "[\n"
                 for row in section(job.owner):
                     member.write(f"{separator}{_json(row)}".encode())
                     separator = ",\n"
-                    rows += 1
                 member.write(b"[]\n" if separator == "[\n" else b"\n]\n")
-            jobs.advance(job, rows, 0, job.counts)
-    return rows
+            # A second try begins at the first section again.
+            if not jobs.advance(job, done, 0, job.counts):
+                jobs.hold(job.id)
 
 
 def _keep(job: Job, file: IO[bytes]) -> None:

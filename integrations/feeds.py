@@ -8,10 +8,12 @@ import codecs
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import IO, Any, Final, cast
 
@@ -37,6 +39,9 @@ LINE_BYTES_MAX = 64 * 1024
 TEXT_MAX = 500
 NAME_MAX = 64
 HOLDS_NUL = "holds a NUL character"
+COUNTED_ROWS = 100_000
+# What no name of an account has in it: between its parts.
+ACCOUNT_JOIN = "\x1f"
 # A gzip file may blow up to this many times its size, and no further.
 GZIP_RATIO_MAX = 200
 PV: Final = ("pv_generated_kwh", "pv_exported_kwh", "pv_certified_kwh")
@@ -66,7 +71,8 @@ class Form:
     """The columns of a CSV: those that are fields of a row, and those of them that are numbers.
 
     Others are the row's attributes where it has any, and fields it does not know where it has none.
-    Without a column of `needed` a file is refused.
+    Without a column of `needed` a file is refused. `account` are the fields that name whose row it
+    is: rows of one account keep their order, whoever works on the file.
     """
 
     fields: frozenset[str]
@@ -75,18 +81,42 @@ class Form:
     flags: frozenset[str] = FLAGS
     delimiter: str = ","
     needed: frozenset[str] = frozenset()
+    account: tuple[str, ...] = ()
 
 
-REPORTS: Final = Form(ROW_FIELDS, NUMBERS)
+REPORTS: Final = Form(ROW_FIELDS, NUMBERS, account=("external_id",))
+BILLS: Final = replace(REPORTS, account=("carrier", "account_no"))
 READINGS: Final = Form(
     frozenset({"meter", "at", "value", "kind", "unit", "multiplier"}),
     frozenset({"value", "multiplier"}),
     attributes=False,
+    account=("meter",),
 )
 
 
+def encoding_of(media_type: str, charset: str | None, of_profile: str | None = None) -> str | None:
+    """What a file declared in a charset is read as; None if it cannot be. A profile is for CSV."""
+    if charset is None:
+        charset = (of_profile if media_type == CSV else None) or UTF_8
+    read_as = CHARSETS.get(charset.lower())
+    return None if media_type == NDJSON and read_as != UTF_8 else read_as
+
+
 class FileRefused(Exception):
-    """The file as a whole cannot be read; the message is for the partner."""
+    """The file as a whole cannot be read; the messages are for the partner."""
+
+    def __init__(self, en: str, zh: str) -> None:
+        super().__init__(en)
+        self.zh = zh
+
+
+UNPACKS: Final = "the file unpacks to far more than its size"
+UNPACKS_ZH: Final = "文件解压后远大于其自身大小"
+
+
+def damaged(error: Exception) -> FileRefused:
+    """What is said of a gzip file that cannot be unpacked to its end."""
+    return FileRefused(f"the gzip data is damaged: {error}", f"gzip 数据已损坏：{error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +130,36 @@ class Unreadable:
 FeedRow = dict[str, Any] | Unreadable
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """All rows of about every n-th account: number `number`, from zero, of `of`.
+
+    `account_of` names the account of a record, None if it has none. Where a line of NDJSON alone
+    shows it, by the fields `named`, the line is not parsed to find out.
+    """
+
+    number: int
+    of: int
+    account_of: Callable[[Mapping[str, Any]], str | None]
+    named: tuple[str, ...] = ()
+
+    def has(self, account: str | None, row: int) -> bool:
+        """Whether a row is in it; rows of nobody go round by their numbers."""
+        return (row if account is None else zlib.crc32(account.encode())) % self.of == self.number
+
+
+def share(number: int, of: int, form: Form) -> Share:
+    """A share of a file whose rows name their accounts as the form says."""
+    return Share(number, of, lambda record: account_in(record, form.account), form.account)
+
+
+def account_in(record: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    """The account a record names; None unless each of the fields is a text."""
+    parts = [record.get(name) for name in names]
+    stripped = [part.strip() for part in parts if isinstance(part, str)]
+    return ACCOUNT_JOIN.join(stripped) if len(stripped) == len(names) and all(stripped) else None
+
+
 def rows(
     data: IO[bytes],
     *,
@@ -110,12 +170,56 @@ def rows(
     encoding: str = UTF_8,
 ) -> Iterator[FeedRow]:
     """The rows of a file, streamed. Raises `FileRefused` when it cannot be read on."""
+    numbered = numbered_rows(
+        data, media_type=media_type, gzipped=gzipped, size=size, form=form, encoding=encoding
+    )
+    return (row for _, row in numbered)
+
+
+def numbered_rows(
+    data: IO[bytes],
+    *,
+    media_type: str,
+    gzipped: bool,
+    size: int,
+    form: Form = REPORTS,
+    encoding: str = UTF_8,
+    share: Share | None = None,
+) -> Iterator[tuple[int, FeedRow]]:
+    """The rows of a file with their numbers, from one, streamed; of a share only its own.
+
+    What is not in the share is hardly looked at. Raises `FileRefused` when the file cannot be read
+    on.
+    """
+    with _readable(data, gzipped=gzipped, size=size, encoding=encoding) as lines:
+        yield from _ndjson(lines, share) if media_type == NDJSON else _csv(lines, form, share)
+
+
+def counted(
+    data: IO[bytes], *, media_type: str, gzipped: bool, size: int, encoding: str = UTF_8
+) -> Iterator[int]:
+    """How many rows a file has: every `COUNTED_ROWS` how many there were so far, then all of them.
+
+    Raises `FileRefused` when it cannot be read to its end.
+    """
+    # The header of a CSV is no row.
+    found = 0 if media_type == NDJSON else -1
+    with _readable(data, gzipped=gzipped, size=size, encoding=encoding) as lines:
+        for line in lines:
+            if isinstance(line, Unreadable) or not (line == "\n" or line.isspace()):
+                found += 1
+                if found % COUNTED_ROWS == 0:
+                    yield found
+    yield max(found, 0)
+
+
+@contextmanager
+def _readable(data: IO[bytes], *, gzipped: bool, size: int, encoding: str) -> Iterator["_Bounded"]:
     source = cast("IO[bytes]", gzip.GzipFile(fileobj=data)) if gzipped else data
-    bound = _Bounded(source, size * GZIP_RATIO_MAX if gzipped else size, encoding)
     try:
-        yield from _ndjson(bound) if media_type == NDJSON else _csv(bound, form)
+        yield _Bounded(source, size * GZIP_RATIO_MAX if gzipped else size, encoding)
     except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
-        raise FileRefused(f"the gzip data is damaged: {error}") from None
+        raise damaged(error) from None
 
 
 class _Bounded:
@@ -134,7 +238,10 @@ class _Bounded:
         first = True
         while line := self._read():
             if first and self.encoding != UTF_8 and line.startswith(codecs.BOM_UTF8):
-                raise FileRefused(f"declared as {self.encoding.upper()}, but marked as UTF-8")
+                raise FileRefused(
+                    f"declared as {self.encoding.upper()}, but marked as UTF-8",
+                    f"声明为 {self.encoding.upper()}，却带有 UTF-8 标记",
+                )
             if len(line) > LINE_BYTES_MAX:
                 self._skip(line)
                 yield Unreadable(
@@ -154,7 +261,7 @@ class _Bounded:
         line = self.source.readline(LINE_BYTES_MAX + 1)
         self.left -= len(line)
         if self.left < 0:
-            raise FileRefused("the file unpacks to far more than its size")
+            raise FileRefused(UNPACKS, UNPACKS_ZH)
         return line
 
     def _skip(self, part: bytes) -> None:
@@ -176,28 +283,68 @@ class _Unfit(Exception):
     """A JSON text that no row can be made of, and why."""
 
 
-def _ndjson(lines: _Bounded) -> Iterator[FeedRow]:
+def _ndjson(lines: _Bounded, share: Share | None) -> Iterator[tuple[int, FeedRow]]:
+    number = 0
+    shown = _shown_account(share.named) if share is not None else None
     for line in lines:
         if isinstance(line, Unreadable):
-            yield line
+            number += 1
+            if share is None or share.has(None, number):
+                yield number, line
             continue
         text = line.strip()
         if not text:
             continue
-        try:
-            row = json.loads(text, parse_float=Decimal, object_pairs_hook=_once_each)
-            # Raw, NUL is no JSON and half of a surrogate pair no UTF-8: they come in by escapes.
-            if "\\u" in text:
-                _check_texts(row)
-        except _Unfit as unfit:
-            yield Unreadable(text[:TEXT_MAX], str(unfit))
+        number += 1
+        if share is None:
+            yield number, _parsed(text)
             continue
-        except (ValueError, ArithmeticError, RecursionError):
-            # Decimal answers an absurd exponent with an ArithmeticError.
-            why = HOLDS_NUL if "\0" in text else "not a JSON object"
-            yield Unreadable(text[:TEXT_MAX], why)
-            continue
-        yield row if isinstance(row, dict) else Unreadable(text[:TEXT_MAX], "not a JSON object")
+        account = shown(text) if shown is not None else None
+        if account is None:
+            row = _parsed(text)
+            if not isinstance(row, Unreadable):
+                account = share.account_of(row)
+            if share.has(account, number):
+                yield number, row
+        elif share.has(account, number):
+            yield number, _parsed(text)
+
+
+def _shown_account(names: tuple[str, ...]) -> Callable[[str], str | None] | None:
+    """How to see in a line of NDJSON which account it names, without parsing it.
+
+    Nothing is seen where a name or a value may be written in another way, or stands there twice. A
+    name seen inside of another object, and nowhere else, is that of a row that will be refused.
+    """
+    if not names:
+        return None
+    pattern = re.compile(rf'"({"|".join(map(re.escape, names))})"(?:[ \t]*:[ \t]*"([^"]+)")?')
+
+    def shown(text: str) -> str | None:
+        if "\\" in text:
+            return None
+        found = pattern.findall(text)
+        values = dict(found)
+        if len(found) != len(names) or len(values) != len(names):
+            return None
+        return account_in(values, names)
+
+    return shown
+
+
+def _parsed(text: str) -> FeedRow:
+    try:
+        row = json.loads(text, parse_float=Decimal, object_pairs_hook=_once_each)
+        # Raw, NUL is no JSON and half of a surrogate pair no UTF-8: they come in by escapes.
+        if "\\u" in text:
+            _check_texts(row)
+    except _Unfit as unfit:
+        return Unreadable(text[:TEXT_MAX], str(unfit))
+    except (ValueError, ArithmeticError, RecursionError):
+        # Decimal answers an absurd exponent with an ArithmeticError.
+        why = HOLDS_NUL if "\0" in text else "not a JSON object"
+        return Unreadable(text[:TEXT_MAX], why)
+    return row if isinstance(row, dict) else Unreadable(text[:TEXT_MAX], "not a JSON object")
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -221,45 +368,60 @@ def _check_texts(value: Any) -> None:
             raise _Unfit(HOLDS_NUL if "\0" in part else "holds half of a surrogate pair")
 
 
-def _csv(lines: _Bounded, form: Form) -> Iterator[FeedRow]:
+def _csv(lines: _Bounded, form: Form, share: Share | None) -> Iterator[tuple[int, FeedRow]]:
     """A header names the columns; columns that are no field of a row are its attributes.
 
     A record is one line. Cells with line breaks are refused, because a quote somebody forgot to
     close would otherwise swallow the rows behind it.
     """
     header: list[str] | None = None
+    number = 0
     for line in lines:
-        if isinstance(line, Unreadable):
-            if header is None:
-                raise FileRefused(f"the header of the CSV cannot be read: {line.why}")
-            yield line
+        if not isinstance(line, Unreadable) and not line.strip():
             continue
-        text = line.rstrip("\r\n")
-        if not text.strip():
-            continue
-        if "\0" in text:
-            if header is None:
-                raise FileRefused(f"the header of the CSV cannot be read: {HOLDS_NUL}")
-            yield Unreadable(text[:TEXT_MAX], HOLDS_NUL)
-            continue
-        try:
-            [cells] = csv.reader([text], strict=True, delimiter=form.delimiter)
-        except csv.Error as error:
-            if header is None:
-                raise FileRefused(f"the header of the CSV cannot be read: {error}") from None
-            yield Unreadable(text[:TEXT_MAX], f"not CSV: {error}")
-            continue
+        cells = _cells(line, form.delimiter)
         if header is None:
-            header = [name.strip() for name in cells]
-            if len(set(header)) < len(header):
-                raise FileRefused("the header of the CSV names a column twice")
-            lacking = sorted(form.needed.difference(header))
-            if lacking:
-                raise FileRefused(f"the header of the CSV lacks {', '.join(lacking)}"[:TEXT_MAX])
-        elif len(cells) != len(header):
-            yield Unreadable(text[:TEXT_MAX], "has more or fewer cells than the header")
-        else:
-            yield _typed(dict(zip(header, cells, strict=True)), form)
+            header = _header(cells, form)
+            continue
+        number += 1
+        if not isinstance(cells, Unreadable) and len(cells) != len(header):
+            assert isinstance(line, str), "it has cells"
+            why = "has more or fewer cells than the header"
+            cells = Unreadable(line.rstrip("\r\n")[:TEXT_MAX], why)
+        if isinstance(cells, Unreadable):
+            if share is None or share.has(None, number):
+                yield number, cells
+            continue
+        record = dict(zip(header, cells, strict=True))
+        if share is None or share.has(share.account_of(record), number):
+            yield number, _typed(record, form)
+
+
+def _cells(line: str | Unreadable, delimiter: str) -> list[str] | Unreadable:
+    if isinstance(line, Unreadable):
+        return line
+    text = line.rstrip("\r\n")
+    if "\0" in text:
+        return Unreadable(text[:TEXT_MAX], HOLDS_NUL)
+    try:
+        [cells] = csv.reader([text], strict=True, delimiter=delimiter)
+    except csv.Error as error:
+        return Unreadable(text[:TEXT_MAX], f"not CSV: {error}")
+    return cells
+
+
+def _header(cells: list[str] | Unreadable, form: Form) -> list[str]:
+    if isinstance(cells, Unreadable):
+        why = cells.why
+        raise FileRefused(
+            f"the header of the CSV cannot be read: {why}", f"CSV 表头无法读取：{why}"
+        )
+    header = [name.strip() for name in cells]
+    if len(set(header)) < len(header):
+        raise FileRefused("the header of the CSV names a column twice", "CSV 表头中有重复的列名")
+    if lacking := ", ".join(sorted(form.needed.difference(header)))[:TEXT_MAX]:
+        raise FileRefused(f"the header of the CSV lacks {lacking}", f"CSV 表头缺少列：{lacking}")
+    return header
 
 
 def _typed(record: dict[str, str], form: Form) -> dict[str, Any]:

@@ -3,6 +3,11 @@
 The worker reads the file in chunks, takes each chunk in, then records how far it is. After a kill
 the next worker starts at the last chunk recorded; rows of it that were taken already answer as
 duplicates of themselves, so nothing has a second effect.
+
+A large file is cut into shares that workers do side by side: not at places in the file but by whose
+row it is. Rows of one account stay in the order of the file and with one worker, each share is read
+up to the row it reached, and any format can be cut. Passing over a row of another share costs
+little against crediting one.
 """
 
 import hashlib
@@ -18,17 +23,24 @@ import gridfs
 from pymongo import WriteConcern
 from pymongo.errors import DuplicateKeyError
 
-from accounting import jobs, storage, vault
+from accounting import jobs, shares, storage, vault
 from accounting.errors import DomainError, KeyReused
 from accounting.ids import new_id
-from accounting.jobs import Job
+from accounting.jobs import Failure, Job
 from footprint import reasons
 from integrations import feeds, partner_profiles
-from integrations.feeds import FeedRow, FileRefused, Form, Unreadable
+from integrations.feeds import FeedRow, FileRefused, Form, Share, Unreadable
 from integrations.mapping import Profile
 from integrations.partner_profiles import Version
 
 CHUNK_ROWS = 1_000
+SHARE_KIND = "file_share"
+# A file is cut if it is two shares of these or more: at 1,000 rows a second, half a minute each.
+SHARE_ROWS_MIN = 25_000
+# More would let workers pass over rows more than they take them in.
+SHARES_MAX = 8
+# Rows passed over between two renewals of a lease: a second of a share's work, at most.
+HOLD_ROWS = 10_000
 READ_BYTES = 256 * 1024
 BLOCK_BYTES = 1024 * 1024
 FILE_BYTES_MAX = 2 * 1024**3
@@ -66,6 +78,7 @@ class RowResult:
 
 
 # Takes plain rows of a job in and says what became of each, in order.
+Numbered = tuple[int, FeedRow]
 TakeRows = Callable[[Job, Sequence[dict[str, Any]]], list[RowResult]]
 
 
@@ -82,6 +95,9 @@ class _Blocks(io.RawIOBase):
         block = self.stored.read(len(buffer))
         buffer[: len(block)] = block
         return len(block)
+
+    def tell(self) -> int:
+        return self.stored.tell()
 
 
 def _files() -> gridfs.GridFSBucket:
@@ -127,7 +143,7 @@ def forget(kept: Kept) -> None:
 
 @contextmanager
 def opened(kept: Kept) -> Iterator[IO[bytes]]:
-    """The kept bytes, to look at them before a job does."""
+    """The kept bytes, to be read."""
     with _files().open_download_stream(kept.id) as data:
         yield io.BufferedReader(_Blocks(data), READ_BYTES)
 
@@ -200,35 +216,132 @@ def store(
     )
 
 
-def run(job_id: str, take_rows: TakeRows, form: Form = feeds.REPORTS) -> Job | None:
-    """Work a file job to its end; None when another worker has it or it is finished."""
+def run(
+    job_id: str,
+    take_rows: TakeRows,
+    form: Form = feeds.REPORTS,
+    give: Callable[[Job], object] | None = None,
+) -> Job | None:
+    """Work a file job, or a share of one, to its end.
+
+    None when another worker has it, when it is over, or when it was cut: the shares of a large file
+    go to `give`, for other workers. Without it a file is cut only if it was before.
+    """
     job = jobs.take(job_id)
     if job is None:
+        job = jobs.get(job_id)
+        if job is not None and job.whole is not None:
+            # It may have been given up just now.
+            shares.add_up(job.whole)
         return None
-    counts, done = dict(job.counts), job.done
-    profile = _profile(job)
     try:
-        with _files().open_download_stream(job.arguments["file"]) as data:
-            arguments = job.arguments
-            rows = feeds.rows(
-                io.BufferedReader(_Blocks(data), READ_BYTES),
-                media_type=arguments["media_type"],
-                gzipped=arguments["gzipped"],
-                size=arguments["size"],
-                form=form if profile is None else profile.form,
-                encoding=arguments.get("encoding", feeds.UTF_8),
-            )
-            rest: Iterator[FeedRow] = islice(rows, done, None)
-            for chunk in _chunks(rest if profile is None else profile.rows(rest)):
-                _take_chunk(job, done, chunk, counts, take_rows)
-                done += len(chunk)
-                if not jobs.advance(job, done, data.tell(), counts):
-                    return None
+        if job.whole is not None:
+            return _run_share(job, take_rows, form)
+        cut_into = _cut_into(job, may_cut=give is not None)
+        if not cut_into:
+            return _run_rows(job, job, take_rows, form)
+        made = shares.make(job, SHARE_KIND, [{"number": number} for number in range(cut_into)])
+    except _Overtaken:
+        return None
     except FileRefused as refused:
-        jobs.fail(job, str(refused))
+        jobs.fail(job, Failure("file_refused", str(refused), refused.zh))
         return jobs.get(job_id)
-    jobs.finish(job, done)
+    finally:
+        if job.whole is not None:
+            shares.add_up(job.whole)
+    if give is not None:
+        for one in made:
+            give(one)
+        return None
+    for one in made:
+        run(one.id, take_rows, form)
     return jobs.get(job_id)
+
+
+class _Overtaken(Exception):
+    """Another worker has the job, or it was ended."""
+
+
+def _cut_into(job: Job, *, may_cut: bool) -> int:
+    """How many shares a file is cut into, 0 for none; counts its rows the first time.
+
+    It stands in the job, so that whoever takes over cuts it alike.
+    """
+    if job.total is not None:
+        return int(job.arguments.get("shares", 0))
+    total = 0
+    try:
+        with opened(_kept(job)) as data:
+            for so_far in feeds.counted(data, **_how(job)):
+                total = so_far
+                _hold(job)
+    except FileRefused:
+        # What can be read of it is taken in; then it fails with the reason.
+        return 0
+    cut_into = min(total // SHARE_ROWS_MIN, SHARES_MAX) if may_cut else 0
+    if cut_into < 2:
+        cut_into = 0
+    jobs.expect(job.id, total, shares=cut_into)
+    return cut_into
+
+
+def _run_share(job: Job, take_rows: TakeRows, form: Form) -> Job | None:
+    assert job.whole is not None, job.id
+    whole = jobs.get(job.whole)
+    assert whole is not None, "jobs are never deleted"
+    if not shares.goes_on(job):
+        # It has ended with the whole, and taken nothing in.
+        return jobs.get(job.id)
+    number, of, profile = job.arguments["number"], whole.arguments["shares"], _profile(whole)
+    if profile is None:
+        share = feeds.share(number, of, form)
+    else:
+        share = Share(number, of, profile.account)
+    return _run_rows(job, whole, take_rows, form, share)
+
+
+def _run_rows(
+    job: Job, whole: Job, take_rows: TakeRows, form: Form, share: Share | None = None
+) -> Job | None:
+    """Take in the rows a job still has to do, for the `whole` they belong to."""
+    counts, done, profile = dict(job.counts), job.done, _profile(whole)
+    form = form if profile is None else profile.form
+    with opened(_kept(whole)) as data:
+        rows = feeds.numbered_rows(data, form=form, share=share, **_how(whole))
+        for skipped, _ in enumerate(islice(rows, done)):
+            if skipped % HOLD_ROWS == 0:
+                _hold(job)
+        for chunk in _chunks(rows):
+            mapped = [(number, profile.mapped(row)) for number, row in chunk] if profile else chunk
+            _take_chunk(whole, mapped, counts, take_rows)
+            done += len(chunk)
+            if not jobs.advance(job, done, data.tell(), counts):
+                return None
+            if share is not None:
+                if not shares.goes_on(job):
+                    return None
+                shares.add_up(whole.id)
+    jobs.finish(job, done)
+    return jobs.get(job.id)
+
+
+def _hold(job: Job) -> None:
+    """Keep the lease while rows are only counted or skipped. Raises `_Overtaken`."""
+    if not jobs.hold(job.id) or (job.whole is not None and not shares.goes_on(job)):
+        raise _Overtaken
+
+
+def _kept(job: Job) -> Kept:
+    """The bytes a job reads."""
+    given = job.arguments
+    return Kept(given["file"], given["size"], given["sha256"])
+
+
+def _how(job: Job) -> dict[str, Any]:
+    """How the file of a job is read."""
+    given = job.arguments
+    how = {name: given[name] for name in ("media_type", "gzipped", "size")}
+    return {**how, "encoding": given.get("encoding", feeds.UTF_8)}
 
 
 def _profile(job: Job) -> Profile | None:
@@ -238,18 +351,18 @@ def _profile(job: Job) -> Profile | None:
     return partner_profiles.fixed(job.owner, name, job.arguments["profile_version"])
 
 
-def _chunks(rows: Iterator[FeedRow]) -> Iterator[list[FeedRow]]:
+def _chunks(rows: Iterator[Numbered]) -> Iterator[list[Numbered]]:
     while chunk := list(islice(rows, CHUNK_ROWS)):
         yield chunk
 
 
 def _take_chunk(
-    job: Job, done: int, chunk: list[FeedRow], counts: dict[str, int], take_rows: TakeRows
+    job: Job, chunk: Sequence[Numbered], counts: dict[str, int], take_rows: TakeRows
 ) -> None:
-    readable = [row for row in chunk if not isinstance(row, Unreadable)]
+    readable = [row for _, row in chunk if not isinstance(row, Unreadable)]
     results = iter(take_rows(job, readable))
     refused: list[dict[str, Any]] = []
-    for number, row in enumerate(chunk, start=done + 1):
+    for number, row in chunk:
         if isinstance(row, Unreadable):
             counts["rejected"] += 1
             refused.append(_error(job, number, MALFORMED, said(row), row.text))

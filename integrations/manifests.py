@@ -180,14 +180,14 @@ def count_rows(data: IO[bytes], *, media_type: str, gzipped: bool, size: int) ->
         while part := source.readline(feeds.LINE_BYTES_MAX):
             left -= len(part)
             if left < 0:
-                raise FileRefused("the file unpacks to far more than its size")
+                raise FileRefused(feeds.UNPACKS, feeds.UNPACKS_ZH)
             filled = filled or bool(part.removeprefix(_MARK if first else b"").strip())
             first = False
             if part.endswith(b"\n"):
                 count += filled
                 filled = False
     except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
-        raise FileRefused(f"the gzip data is damaged: {error}") from None
+        raise feeds.damaged(error) from None
     count += filled
     return max(count - 1, 0) if media_type == feeds.CSV else count
 

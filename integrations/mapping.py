@@ -23,6 +23,8 @@ from integrations.feeds import FeedRow, Form, Unreadable
 ACTIVITIES: Final = "activities"
 BILLS: Final = "bills"
 KINDS: Final = (ACTIVITIES, BILLS)
+# The fields that say whose row it is, by kind.
+ACCOUNT: Final = {ACTIVITIES: feeds.REPORTS.account, BILLS: feeds.BILLS.account}
 ENCODINGS: Final = (feeds.UTF_8, feeds.GB18030)
 DELIMITERS: Final = (",", ";", "\t", "|")
 NAME_RE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -225,6 +227,15 @@ class Profile:
             ),
         )
 
+    def account(self, record: Mapping[str, Any]) -> str | None:
+        """Whose row a record becomes, None if it names nobody; the same account, the same text."""
+        names = ACCOUNT[self.kind]
+        try:
+            named = _values([rule for rule in self.rules if rule.name in names], record)
+        except Unmapped:
+            return None
+        return feeds.account_in(named, names)
+
     def row(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """The row a record becomes. Raises `Unmapped`."""
         row = _values(self.rules, record)
@@ -233,14 +244,15 @@ class Profile:
 
     def rows(self, records: Iterable[FeedRow]) -> Iterator[FeedRow]:
         """The rows the records become; what cannot be mapped is `Unreadable`."""
-        for record in records:
-            if isinstance(record, Unreadable):
-                yield record
-                continue
-            try:
-                yield self.row(record)
-            except Unmapped as unmapped:
-                yield Unreadable(feeds.shown(record), str(unmapped))
+        return map(self.mapped, records)
+
+    def mapped(self, record: FeedRow) -> FeedRow:
+        if isinstance(record, Unreadable):
+            return record
+        try:
+            return self.row(record)
+        except Unmapped as unmapped:
+            return Unreadable(feeds.shown(record), str(unmapped))
 
 
 def parse(raw: Mapping[str, Any]) -> Profile:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, jobs, walks
-from accounting.jobs import Job
+from accounting.jobs import Failure, Job
 from footprint import activities, bills, parked
 from footprint.activities import SETTLED, Activity
 from footprint.bill_intake import AlreadyCorrected
@@ -22,7 +22,9 @@ from points import bill_crediting, crediting
 from points.crediting import NothingToReverse
 
 KIND = "reverse"
-STOPPED = "It was taken back before it ended."
+STOPPED = Failure(
+    "taken_back", "It was taken back before it ended.", "该文件在处理完成前已被撤销。"
+)
 # As many rows as a request takes back itself.
 AT_ONCE_MAX = 1_000
 THREADS = 8
@@ -40,7 +42,7 @@ def ask(job: Job, *, reason: str, by: str) -> Job:
     arguments = {"reverses": job.id, "reason": reason, "by": by, "size": size}
     # It may have been asked for before.
     with suppress(DuplicateKeyError):
-        jobs.queue(KIND, job.owner, arguments, reversal_id)
+        jobs.queue(KIND, job.owner, arguments, reversal_id, total=size)
     _stop(job.id, reversal_id)
     if size <= AT_ONCE_MAX:
         run(reversal_id)

@@ -20,7 +20,7 @@ from fractions import Fraction
 import mongoengine as me
 from pymongo.collection import Collection
 
-from accounting import accounts, book, clock, storage, walks
+from accounting import accounts, book, clock, jobs, storage, walks
 from accounting.book import Head
 from accounting.jobs import Job
 from points.lots import Lot, Pending, day_of
@@ -56,7 +56,7 @@ class Liability:
 
 def queue(owner: str) -> Job:
     """A job over every account of the book, which a large city does at night."""
-    return walks.queue(KIND, owner, {})
+    return walks.queue(KIND, owner, {}, unit=jobs.ACCOUNTS)
 
 
 def run(job_id: str) -> Job | None:

@@ -273,7 +273,7 @@ def _next_step(row: storage.Doc, job: Job | None) -> Callable[[], None] | None:
     if job is None:
         return partial(_begin, row)
     if job.state == jobs.FAILED:
-        return partial(_give_up, push, job.failure)
+        return partial(_give_up, push, job.failure.en if job.failure else None)
     if job.state == jobs.DONE and not outbox.any_waits(push.id):
         return partial(_close, push)
     return None

@@ -24,13 +24,16 @@ from accounting.book import Entry
 from accounting.clients import Kind
 from accounting.errors import DomainError, NotFound
 from accounting.events import Happening, Type
-from accounting.jobs import Job
+from accounting.jobs import Failure, Job
 from accounting.proofs import BookNotProven
 from rewards import merchants, statement_content, takings
 
 KIND = "settle"
 CLOSING, CLOSED = "closing", "closed"
 BATCH = 500
+NOT_THIS_ONE = Failure(
+    "period_of_another", "Another job closes this period.", "该结算期由另一任务关账。"
+)
 
 
 class PeriodClosed(DomainError):
@@ -161,7 +164,7 @@ def ask(first: date | None, last: date | None, owner: str, *, to_now: bool = Fal
             raise PeriodNotContinuous(first=due)
         first = due
     number = before.number + 1 if before else 1
-    job = jobs.queue(KIND, owner, {"period": number}, held=True)
+    job = jobs.queue(KIND, owner, {"period": number}, unit=jobs.MERCHANTS, held=True)
     period: storage.Doc = {
         "_id": number,
         "first": first.isoformat(),
@@ -199,23 +202,27 @@ def run(job_id: str) -> Job | None:
         return None
     period = period_of(job.arguments["period"])
     if period is None or period.job != job.id:
-        jobs.fail(job, "Another job closes this period.")
+        jobs.fail(job, NOT_THIS_ONE)
         return jobs.get(job_id)
     try:
         proofs.require_green()
     except BookNotProven as red:
-        jobs.fail(job, red.text("en"))
+        jobs.fail(job, Failure.of(red))
         return jobs.get(job_id)
     # What a crash left unbooked belongs into the period it was scanned in, if that is still open.
     while takings.book_unbooked(clock.now()) == takings.UNBOOKED_MAX:
         pass
     waiting = sorted({*_waiting_merchants(period.cutoff), *_claimed_merchants(period.number)})
+    jobs.expect(job.id, len(waiting))
     try:
         for done, merchant_id in enumerate(waiting, start=1):
             _state(period, merchant_id)
-            jobs.advance(job, done, done, job.counts)
+            # A second try goes through those that are claimed again.
+            if not jobs.advance(job, done, done, job.counts):
+                jobs.hold(job.id)
     except BookDisagrees as problem:
-        jobs.fail(job, str(problem))
+        said = str(problem)
+        jobs.fail(job, Failure("book_disagrees", said, f"交易与账本不一致：{said}"))
         return jobs.get(job_id)
     _periods().update_one(
         {"_id": period.number}, {"$set": {"state": CLOSED, "statements": len(waiting)}}

@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flask import Flask
 from pypdf import PdfReader
 
-from accounting import clients, clock, consent_requests, consents, outbox, storage
+from accounting import clients, clock, consent_requests, consents, jobs, outbox, storage
 from accounting.clients import Kind
 from api import tasks
 from footprint import greenlist
-from integrations import jws
+from integrations import bank_files, jws
 from integrations.signatures import NonceStore
 
 NOON = datetime(2026, 5, 20, 4, tzinfo=UTC)
@@ -434,6 +434,10 @@ def test_the_night_makes_every_banks_file(me: Caller, bank: Caller) -> None:
     agree(me, bank)
     tasks.make_bank_files()
     tasks.make_bank_files()
+    [night] = jobs.newest(kind=bank_files.KIND, limit=9)
+    over = bank_files.run(night.id)
+    assert over is not None
+    assert (over.state, over.done, over.total, over.unit) == ("done", 1, 1, "consents")
     made = storage.database()["bank_files"]
     assert made.count_documents({"bank_id": bank.id}) == 1
     assert bank.get(f"{FILE}/manifest").get_json()["rows"] == 1

@@ -288,6 +288,9 @@ def test_a_file_is_taken_in_row_by_row_and_its_refusals_are_listed(
     assert (job["state"], job["total"], job["done"], job["progress"]) == ("done", 7, 7, 100)
     assert counted(job) == {"pending": 1, "rejected": 4, "parked": 1, "duplicate": 1}
     assert isinstance(job["rows_per_second"], int)
+    assert int(job["rate"]) == job["rows_per_second"] > 0
+    assert (queued["unit"], queued["rate"], queued["eta"]) == ("rows", 0, None)
+    assert (job["seconds_left"], job["eta"], job["failure_code"]) == (None, None, None)
     answer = buses.get(job["errors_url"], headers={"Accept-Language": "en"})
     assert answer.mimetype == NDJSON
     errors = [json.loads(line) for line in answer.text.splitlines()]
@@ -360,8 +363,10 @@ def test_a_file_that_cannot_be_read_fails_with_a_reason(
     job_id = upload(buses, data, kind, **headers)
     work(job_id)
     job = buses.get(f"/v1/jobs/{job_id}").get_json()
-    assert job["state"] == "failed"
-    assert job["failure"]
+    assert (job["state"], job["failure_code"]) == ("failed", "file_refused")
+    english = buses.get(f"/v1/jobs/{job_id}", headers={"Accept-Language": "en"}).get_json()
+    assert english["failure"].startswith(("the gzip data is damaged", "the header of the CSV"))
+    assert job["failure"].startswith(("gzip 数据已损坏", "CSV 表头无法读取"))
 
 
 HOSTILE = [
@@ -437,6 +442,26 @@ def test_a_job_is_seen_by_its_owner_and_the_operator(app: Flask, buses: Caller) 
         assert buses.get(path).status_code == operator.get(path).status_code == 200
         assert said(partner(app).get(path)) == (404, "not_found")
     assert said(buses.get("/v1/jobs/job_none")) == (404, "not_found")
+
+
+def test_an_operator_stops_a_file_and_lets_it_go_on(app: Flask, buses: Caller) -> None:
+    job_id = upload(buses, lines(ROW))
+    operator = machine(app, Kind.OPERATOR)
+    path = f"/v1/operator/jobs/{job_id}"
+    assert said(buses.post(f"{path}/cancel", {"reason": "x"})) == (403, "forbidden")
+    assert operator.post(f"{path}/cancel", {"reason": "the wrong day"}).status_code == 204
+    work(job_id)
+    told = buses.get(f"/v1/jobs/{job_id}").get_json()
+    assert (told["state"], told["done"]) == ("failed", 0)
+    assert (told["failure"], told["failure_code"]) == ("已取消：the wrong day", "cancelled")
+    assert operator.post(f"{path}/resume").status_code == 202
+    with clock.travel(2 * jobs.LEASE):
+        work(job_id)
+    told = buses.get(f"/v1/jobs/{job_id}").get_json()
+    assert (told["state"], told["done"], told["failure"]) == ("done", 1, None)
+    share = jobs.queue(imports.SHARE_KIND, buses.id, {}, whole=job_id)
+    refused = operator.post(f"/v1/operator/jobs/{share.id}/cancel", {"reason": "x"})
+    assert said(refused) == (404, "not_found")
 
 
 def test_a_file_may_be_larger_than_any_other_body(buses: Caller) -> None:

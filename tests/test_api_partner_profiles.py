@@ -163,7 +163,8 @@ def test_a_file_without_a_column_of_the_profile_fails_in_words(
 ) -> None:
     add(operator, buses)
     job = work(buses, send(buses, "流水,卡号,类型,里程\n1,2,3,4\n"))
-    assert (job["state"], job["failure"]) == ("failed", "the header of the CSV lacks 时间, 线路")
+    assert (job["state"], job["failure"]) == ("failed", "CSV 表头缺少列：时间, 线路")
+    assert job["failure_code"] == "file_refused"
 
 
 @pytest.mark.parametrize("name", ["other", "bills-of-mine"])

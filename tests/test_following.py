@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -327,7 +327,8 @@ def test_a_walk_is_cancelled_and_resumed_where_it_was(
     monkeypatch.setattr(summaries, "catch_up_to", cancelled_at_the_second)
     assert upkeep.run(job_id) is None
     told = operator.get(f"/v1/jobs/{job_id}").get_json()
-    assert (told["state"], told["failure"]) == ("failed", "Cancelled: busy hour")
+    assert (told["state"], told["failure"]) == ("failed", "已取消：busy hour")
+    assert told["failure_code"] == "cancelled"
     assert said(operator.post(f"/v1/operator/jobs/{job_id}/cancel", {"reason": "x"})) == (
         409,
         "job_over",
@@ -346,21 +347,6 @@ def test_a_walk_is_cancelled_and_resumed_where_it_was(
         422,
         "validation_failed",
     )
-
-
-def test_a_running_job_says_how_long_it_will_take() -> None:
-    started = clock.now()
-    job = upkeep.queue("op")
-    taken = jobs.take(job.id)
-    assert taken is not None
-    assert taken.seconds_left is None
-    storage.database()["jobs"].update_one({}, {"$set": {"arguments.size": 100}})
-    jobs.advance(taken, 25, 25, {})
-    with clock.stand(started + timedelta(seconds=30)):
-        found = jobs.get(job.id)
-        assert found is not None
-        # A quarter took half a minute, less the moment until it was taken.
-        assert found.seconds_left in (87, 90)
 
 
 def test_entries_that_move_nothing_leave_no_month() -> None:

@@ -234,9 +234,10 @@ def test_the_nightly_look_finds_what_no_mark_told_of() -> None:
         greenlist.follow(who)
     snapshot(BO, "deep")
     grade_changes.taken(grade_changes.waiting(9))
-    after, behind = greenlist.compare("", 50)
-    assert behind == 1
-    assert greenlist.compare(after or "", 50) == (None, 0)
+    ids = greenlist.ids_after("", 50)
+    assert len(ids) == greenlist.count() == 2
+    assert greenlist.compare(ids) == 1
+    assert greenlist.ids_after(ids[-1], 50) == []
     assert [one[1] for one in feed()] == ["added", "added", "upgraded"]
 
 

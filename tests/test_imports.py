@@ -410,7 +410,9 @@ def test_a_file_that_cannot_be_read_on_fails_in_words_and_keeps_what_was_taken()
     failed = run(store(content, gzipped=True))
     assert failed.state == "failed"
     assert failed.failure is not None
-    assert failed.failure.startswith("the gzip data is damaged")
+    assert failed.failure.code == "file_refused"
+    assert failed.failure.en.startswith("the gzip data is damaged")
+    assert failed.failure.zh.startswith("gzip 数据已损坏")
     assert (failed.done, sum(failed.counts.values())) == (CHUNK, CHUNK)
     assert imports.run(failed.id, scenarios.bus_rows) is None
 
@@ -533,7 +535,8 @@ def test_refused_rows_of_a_chunk_taken_twice_are_noted_once() -> None:
 
     taken = jobs.take(job.id)
     assert taken is not None
-    imports._take_chunk(taken, 0, [row(1), row(2)], dict(taken.counts), refuse)
+    numbered = [(1, row(1)), (2, row(2))]
+    imports._take_chunk(taken, numbered, dict(taken.counts), refuse)
     with clock.travel(LEASE_OVER):
         done = imports.run(job.id, refuse)
     assert done is not None
@@ -588,5 +591,11 @@ def test_a_job_that_fails_at_the_same_rows_again_and_again_is_given_up() -> None
         assert imports.run(job.id, broken) is None
     ended = jobs.get(job.id)
     assert ended is not None
-    said = "It stopped 5 times after row 0. Tell us the job id."
-    assert (ended.state, ended.failure) == (jobs.FAILED, said)
+    assert (ended.state, ended.failure) == (
+        jobs.FAILED,
+        jobs.Failure(
+            "gave_up",
+            "It stopped 5 times after row 0. Tell us the job id.",
+            "处理到第 0 行后已中断 5 次，请把任务编号告知我们。",
+        ),
+    )

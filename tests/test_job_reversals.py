@@ -212,7 +212,7 @@ def test_a_file_nobody_has_read_yet_is_never_read(me: Caller, feeder: Caller) ->
     assert back(feeder, job_id)["total"] == 0
     assert imports.run(job_id, feed_rows.take_file_rows) is None
     read = feeder.get(f"/v1/jobs/{job_id}").get_json()
-    assert (read["state"], read["failure"]) == ("failed", reversals.STOPPED)
+    assert (read["state"], read["failure"]) == ("failed", reversals.STOPPED.zh)
     assert statuses(me) == []
 
 

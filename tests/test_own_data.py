@@ -428,5 +428,5 @@ def test_an_export_of_a_closed_account_is_not_made(life: Life) -> None:
     life.me.delete("/v1/me")
     job = exports.run(job_id)
     assert job is not None
-    assert (job.state, job.failure) == ("failed", "The account was closed.")
+    assert (job.state, job.failure) == ("failed", exports.CLOSED)
     assert exports.get(life.id, job_id) is None

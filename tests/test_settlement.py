@@ -250,7 +250,9 @@ def test_a_move_the_book_does_not_know_stops_the_close(merchant: Merchant) -> No
         job = close()
     assert job.state == jobs.FAILED
     assert job.failure is not None
-    assert "600 fen" in job.failure
+    assert job.failure.code == "book_disagrees"
+    assert "600 fen" in job.failure.en
+    assert "600 fen" in job.failure.zh
     assert of(merchant) == []
     # Once it is put right, asking again carries the same close on.
     takings.moves().update_one({}, {"$inc": {"fen": -100}})

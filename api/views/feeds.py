@@ -10,7 +10,7 @@ from flask import Response, current_app
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import audit, clock, jobs, links, vault, walks
+from accounting import audit, clock, jobs, links, pace, vault, walks
 from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from api import problems, tasks
@@ -107,11 +107,32 @@ class JobAnswer(ma.Schema):
     rejected = fields.Integer(required=True)
     duplicate = fields.Integer(required=True)
     parked = fields.Integer(required=True)
-    progress = fields.Integer(required=True, metadata={"description": "Percent of the bytes."})
-    rows_per_second = fields.Integer(required=True)
+    unit = fields.String(
+        required=True,
+        validate=validate.OneOf(list(jobs.UNITS)),
+        metadata={"description": "What `total`, `done` and `rate` count."},
+    )
+    progress = fields.Integer(required=True, metadata={"description": "Percent."})
+    rate = fields.Float(
+        required=True,
+        metadata={"description": "Units a second: of the last minute, at the end of all the work."},
+    )
+    rows_per_second = fields.Integer(
+        required=True, metadata={"description": "The rate as a whole number, whatever the unit."}
+    )
     seconds_left = fields.Integer(required=True, allow_none=True)
+    eta = Instant(
+        required=True,
+        allow_none=True,
+        metadata={"description": "When it will be over at its rate; null while nobody can say."},
+    )
     errors_url = fields.String(required=True)
-    failure = fields.String(required=True, allow_none=True)
+    failure = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Why it ended before its work did, in the reader's language."},
+    )
+    failure_code = fields.String(required=True, allow_none=True)
     download_url = fields.String(metadata={"description": "Of a finished export."})
     profile = fields.String(metadata={"description": "The mapping profile a file is read by."})
     profile_version = fields.Integer()
@@ -290,7 +311,7 @@ class ReversedJob(MethodView):
                 job_id,
                 reason=wanted["reason"],
                 before={"state": job.state, "done": job.done},
-                after={"reversal": reversal.id, "rows": reversal.arguments["size"]},
+                after={"reversal": reversal.id, "rows": reversal.total},
                 once=f"reverse/{job_id}/{by}",
             )
         return _job(reversal)
@@ -369,11 +390,15 @@ def _job(job: Job) -> dict[str, Any]:
         "total": job.total,
         "done": job.done,
         **job.counts,
-        "progress": 100 if job.state == jobs.DONE else job.progress,
-        "rows_per_second": job.rows_per_second,
+        "unit": job.unit,
+        "progress": job.progress,
+        "rate": job.rate_milli / pace.MILLI,
+        "rows_per_second": job.rate_milli // pace.MILLI,
         "seconds_left": job.seconds_left,
+        "eta": job.eta,
         "errors_url": f"/v1/jobs/{job.id}/errors",
-        "failure": job.failure,
+        "failure": job.failure.text(language()) if job.failure else None,
+        "failure_code": job.failure.code if job.failure else None,
     }
     if (job.kind, job.state) == (exports.KIND, jobs.DONE):
         answer["download_url"] = export_url(job.id)

@@ -118,9 +118,9 @@ class CancelledJob(MethodView):
     @idempotent()
     @blueprint.response(204)
     def post(self, wanted: dict[str, Any], job_id: str) -> None:
-        """Stop work over the whole city where it is; what is done stays
+        """Stop a job where it is, a file or work over the whole city; what is done stays
 
-        A period that is being settled cannot be stopped.
+        A period that is being settled cannot be stopped; a push is stopped as a push.
         """
         job = jobs.cancel(_of_ours(job_id).id, caller().id, wanted["reason"])
         audit.note(caller().id, "job cancelled", job.id, reason=wanted["reason"])
@@ -141,7 +141,7 @@ class ResumedJob(MethodView):
 
 def _of_ours(job_id: str) -> Job:
     job = jobs.get(job_id)
-    if job is None or job.kind not in FIELDS or job.kind == settlement.KIND:
+    if job is None or not tasks.stoppable(job):
         raise NotFound()
     return job
 

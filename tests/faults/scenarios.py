@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accounting import book, clock, links, proofs, storage
+from accounting import book, clock, jobs, links, proofs, storage
 from accounting.book import Ask, Decision, Head, Line, Wanted
 from accounting.enterprise import (
     alerting,
@@ -290,6 +290,17 @@ def finish_upload(upload_id: str) -> str:
     return uploads.finish(upload).id
 
 
+def run_shares(job_id: str, chunk_rows: int, first: int) -> str:
+    """A worker that takes up every share of an import, beginning with one of them."""
+    imports.CHUNK_ROWS = chunk_rows
+    made = [one.id for one in jobs.shares(job_id, imports.SHARES_MAX)]
+    for one in made[first:] + made[:first]:
+        imports.run(one, bus_rows)
+    job = jobs.get(job_id)
+    assert job is not None
+    return job.state
+
+
 def run_readings_file(job_id: str) -> str:
     job = imports.run(job_id, plant_rows.take_file_rows, feeds.READINGS)
     assert job is not None
@@ -459,6 +470,7 @@ SCENARIOS: dict[str, Callable[..., Any]] = {
         run_import,
         look_at_drop_folder,
         finish_upload,
+        run_shares,
         run_restatement,
         follow_book,
         follow_to_milestone,
