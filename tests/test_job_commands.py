@@ -14,11 +14,15 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import click
 import pytest
 from callers import partner
 from flask import Flask
 
-from accounting import audit, clock, jobs
+from accounting import audit, clients, clock, jobs
+from accounting.clients import Kind
+from accounting.jobs import Job
+from api import job_commands
 from api.config import Config
 from footprint import upkeep
 
@@ -52,32 +56,20 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def test_jobs_are_listed_shown_cancelled_and_resumed(start: Start) -> None:
+def test_jobs_are_listed_cancelled_and_resumed(start: Start) -> None:
     walk = upkeep.queue("clock")
     other = jobs.queue("proof", "clock", {})
-    share = jobs.queue("file_share", "bus", {}, whole=other.id)
-    listing = start("jobs", "list", "--kind", "projections", "--state", "queued")
-    wrong = start("jobs", "show", "job_none")
-    code, out, err = ended(listing)
+    jobs.queue("file_share", "bus", {}, whole=other.id)
+    code, out, err = ended(start("jobs", "list", "--kind", "projections", "--state", "queued"))
     assert (code, err) == (0, "")
     [row] = out.splitlines()
     assert row.split("\t")[:6] == [walk.id, "projections", "queued", "0", "0", "accounts"]
-    assert ended(wrong) == (
-        1, "", "tanhui: there is no job job_none: see tanhui jobs list\n",
-    )  # fmt: skip
     assert [job.id for job in jobs.newest(limit=9)] == [other.id, walk.id]
     code, out, _ = ended(start("jobs", "cancel", walk.id, "--reason", "busy hour"))
     assert (code, out) == (0, f"{walk.id} is cancelled: busy hour\n")
-    again, follow, of_whole = (
-        start("jobs", "cancel", walk.id, "--reason", "x"),
-        start("jobs", "follow", walk.id),
-        start("jobs", "cancel", share.id, "--reason", "x"),
-    )
-    assert ended(again)[0] == 1
-    code, out, err = ended(follow)
+    code, out, err = ended(start("jobs", "follow", walk.id))
     assert (code, err) == (1, f"tanhui: {walk.id} failed: Cancelled: busy hour\n")
     assert out.startswith(f"{walk.id} failed, 0 %")
-    assert ended(of_whole)[0] == 1
     assert ended(start("jobs", "resume", walk.id))[0] == 0
     with clock.travel(2 * jobs.LEASE):
         assert upkeep.run(walk.id) is not None
@@ -95,16 +87,62 @@ def test_a_file_is_handed_over_worked_here_and_followed(
     file = tmp_path / "rides.ndjson.gz"
     file.write_bytes(gzip.compress("\n".join([*lines, "not json"]).encode()))
     words = ("import", str(file), "--partner", owner, "--kind", "activities")
-    here = start(*words, "--here")
-    nobody = start("import", str(file), "--partner", "nobody", "--kind", "activities")
-    code, out, err = ended(here)
+    code, out, err = ended(start(*words, "--here"))
     assert (code, err) == (0, "")
     job_id = out.splitlines()[0]
     assert out.splitlines()[-1] == f"{job_id} is done: 1 rejected, 3 parked"
-    assert ended(nobody) == (1, "", "tanhui: there is no data partner nobody\n")
     job = jobs.get(job_id)
     assert job is not None
     assert (job.owner, job.state, job.total) == (owner, "done", 4)
+
+
+@pytest.mark.usefixtures("app")
+@pytest.mark.parametrize(
+    ("file", "kind", "profile", "charset", "why"),
+    [
+        ("a.txt", "activities", None, None, "want .ndjson, .jsonl or .csv"),
+        ("a.csv", "activities", None, None, "there is no data partner nobody"),
+        ("a.csv", "readings", None, None, "There is no such thing"),
+        ("a.csv", "activities", "rides", None, "nobody has no profile rides"),
+        ("a.csv.gz", "activities", None, "latin-1", "cannot read text/csv in latin-1"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_a_byte_is_kept(
+    tmp_path: Path, file: str, kind: str, profile: str | None, charset: str | None, why: str
+) -> None:
+    if profile or charset:
+        clients.create_client(Kind.DATA, "nobody", subject_id="nobody")
+    (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(click.ClickException, match=why):
+        job_commands._stored(tmp_path / file, "nobody", kind, profile, charset)
+    assert jobs.newest(limit=1) == []
+
+
+def test_what_is_said_of_a_job() -> None:
+    now = clock.now()
+    marks = [{"at": now - timedelta(seconds=50), "done": 0}]
+    job = Job(
+        id="job_1",
+        kind="regrade",
+        owner="op",
+        state="running",
+        arguments={},
+        unit="residents",
+        total=20_000,
+        done=2_500,
+        bytes_done=0,
+        counts={},
+        failure=None,
+        created_at=now,
+        leased_until=now + jobs.LEASE,
+        stepped_at=now,
+        marks=marks,
+        worked_ms=50_000,
+    )
+    # 2,500 in 50 seconds; 17,500 left are 350 seconds.
+    said = "running, 12 %, 2,500 of 20,000 residents, 50.0/s, 5:50 left"
+    assert job_commands._said(job) == said
+    assert job_commands._span(3_725) == "1:02:05"
 
 
 class Door:
