@@ -175,6 +175,9 @@ def _read_file(job: Job) -> None:
     assert whole is not None, "jobs are never deleted"
     take_rows, form = FILES[whole.kind]
     if imports.run(job.id, take_rows, form, lambda one: nudge(run_job, one.id)) is None:
+        left = jobs.get(job.id)
+        if left is not None and left.state == jobs.QUEUED and left.leased_until <= clock.now():
+            nudge(run_job, job.id)  # A share that has had its stint: behind whatever waits.
         # A worker that was stopped: rows it took since may be behind the walk that takes it back.
         reversal_id = walks.again_after(whole.id)
         if reversal_id is not None:

@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from typing import IO, Any
 
@@ -23,7 +24,7 @@ import gridfs
 from pymongo import WriteConcern
 from pymongo.errors import DuplicateKeyError
 
-from accounting import jobs, shares, storage, vault
+from accounting import clock, jobs, shares, storage, vault
 from accounting.errors import DomainError, KeyReused
 from accounting.ids import new_id
 from accounting.jobs import Failure, Job
@@ -39,6 +40,8 @@ SHARE_KIND = "file_share"
 SHARE_ROWS_MIN = 25_000
 # More would let workers pass over rows more than they take them in.
 SHARES_MAX = 8
+# After so long a share goes to the end of the queue: a large file is not all that workers do.
+STINT = timedelta(minutes=5)
 # Rows passed over between two renewals of a lease: a second of a share's work, at most.
 HOLD_ROWS = 10_000
 READ_BYTES = 256 * 1024
@@ -224,8 +227,9 @@ def run(
 ) -> Job | None:
     """Work a file job, or a share of one, to its end.
 
-    None when another worker has it, when it is over, or when it was cut: the shares of a large file
-    go to `give`, for other workers. Without it a file is cut only if it was before.
+    None when another worker has it, when it is over, when a share has had its stint, or when the
+    file was cut: the shares of a large one go to `give`, for other workers. Without `give` a file
+    stays whole unless it was cut before.
     """
     job = jobs.take(job_id)
     if job is None:
@@ -305,6 +309,7 @@ def _run_rows(
 ) -> Job | None:
     """Take in the rows a job still has to do, for the `whole` they belong to."""
     counts, done, profile = dict(job.counts), job.done, _profile(whole)
+    until = clock.now() + STINT
     form = form if profile is None else profile.form
     with opened(_kept(whole)) as data:
         rows = feeds.numbered_rows(data, form=form, share=share, **_how(whole))
@@ -321,6 +326,9 @@ def _run_rows(
                 if not shares.goes_on(job):
                     return None
                 shares.add_up(whole.id)
+                if clock.now() >= until:
+                    jobs.rest(job, clock.now())
+                    return None
     jobs.finish(job, done)
     return jobs.get(job.id)
 

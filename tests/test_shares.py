@@ -444,6 +444,22 @@ def test_a_cut_file_is_taken_back_once_nobody_can_be_at_any_share() -> None:
 
 
 @small
+def test_a_share_that_has_had_its_stint_goes_behind_what_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(imports, "STINT", timedelta(0))
+    job = store(content())
+    given = [one.id for one in cut(job)]
+    turns = 0
+    while waiting := [one for one in jobs.waiting(clock.now()) if one in given]:
+        turns += 1
+        # A chunk each, round and round; at the end of its rows a share is done.
+        imports.run(waiting[0], scenarios.bus_rows)
+    assert turns >= ROWS // CHUNK
+    assert_all_taken(job)
+
+
+@small
 def test_rows_of_a_card_are_taken_in_the_order_of_the_file() -> None:
     job = store(content())
     order: dict[str, list[str]] = {}
