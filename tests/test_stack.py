@@ -359,3 +359,12 @@ def test_earlier_children_are_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_pa
     child.stop()
     with settings.claim(tmp_path, "up"):
         pass
+
+
+def test_only_the_bulk_worker_steps_back_behind_who_waits_for_an_answer(demo_stack: Stack) -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    steps = {
+        name: {os.getpriority(os.PRIO_PROCESS, pid) - ours for pid in demo_stack.pids(name)}
+        for name in ("worker-urgent@", "worker-webhooks@", "worker-bulk@")
+    }
+    assert steps == {"worker-urgent@": {0}, "worker-webhooks@": {0}, "worker-bulk@": {10}}
