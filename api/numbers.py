@@ -286,6 +286,24 @@ class Flag(fields.Boolean):
         return value
 
 
+class Named(fields.Dict):
+    """A mapping by name whose errors point to what is wrong: `/grades/deep/basis_points`.
+
+    marshmallow puts `key` or `value` in between, which are nowhere in the body.
+    """
+
+    def _deserialize(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._deserialize(*args, **kwargs)  # type: ignore[no-untyped-call]
+        except ma.ValidationError as error:
+            if not isinstance(error.messages, dict):
+                raise
+            plain = {
+                name: said.get("value", said.get("key")) for name, said in error.messages.items()
+            }
+            raise ma.ValidationError(plain) from error
+
+
 class Instant(fields.Field[datetime]):
     """RFC 3339 with an offset, as aware UTC cut to milliseconds; answered in UTC."""
 

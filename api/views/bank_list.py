@@ -12,7 +12,7 @@ from marshmallow import fields, validate
 from accounting import clock, consents
 from accounting.errors import NotFound
 from accounting.tables import CSV
-from api.numbers import Digits, Flag, Instant, Quantity, Schema, Whole, plain, read_day
+from api.numbers import Digits, Flag, Instant, Named, Quantity, Schema, Whole, plain, read_day
 from api.openapi import Blueprint
 from api.paging import PageQuery, page, page_of, place
 from api.problems import Invalid
@@ -53,7 +53,7 @@ class TermsBody(Schema):
         load_default=bank_terms.THRESHOLD,
         metadata={"description": "The lowest grade on the green list."},
     )
-    grades = fields.Dict(keys=fields.String(), values=fields.Nested(GradeTermsBody), required=True)
+    grades = Named(keys=fields.String(), values=fields.Nested(GradeTermsBody), required=True)
 
 
 class GradeTermsAnswer(ma.Schema):
