@@ -20,6 +20,8 @@ from accounting.jobs import Job
 
 # The whole lets every page add up at once, and a share is minutes of work, not hours.
 SHARES_MAX = 64
+# The argument of a whole that says how many shares it has.
+COUNT = "shares"
 
 
 def name(whole: str, number: int) -> str:
@@ -29,8 +31,9 @@ def name(whole: str, number: int) -> str:
 def make(whole: Job, kind: str, shares: Sequence[Mapping[str, Any]]) -> list[Job]:
     """The shares of a job that is taken, by their arguments; those that are not over.
 
-    A share has its `total` among its arguments if somebody knows it. Safe to repeat: what was made
-    is left as it is, and what was cancelled with the whole goes on with it.
+    How many there are stands in the job's own arguments. A share has its `total` among its
+    arguments if somebody knows it. Safe to repeat: what was made is left as it is, and what was
+    cancelled with the whole goes on with it.
     """
     assert len(shares) <= SHARES_MAX, whole.id
     for number, given in enumerate(shares):
@@ -91,6 +94,8 @@ def add_up(whole_id: str) -> None:
         counts.update(one.counts)
     read = sum(one.bytes_done for one in parts) // max(len(parts), 1)
     jobs.advance(whole, done, read, dict(counts))
+    if len(parts) < whole.arguments[COUNT]:
+        return  # Whoever was making them died: the next worker makes the others.
     if any(one.state in jobs.UNFINISHED or one.cancelled_by is not None for one in parts):
         return
     failed = next((one for one in parts if one.state == jobs.FAILED), None)

@@ -43,7 +43,7 @@ def queue(owner: str, *, month: str | None = None) -> Job:
         return earlier
     size = accounts.count()
     cuts = accounts.every_nth_id(max(RANGE_MIN, -(-size // shares.SHARES_MAX)))
-    arguments = {"month": month, "cuts": cuts}
+    arguments = {"month": month, "cuts": cuts, shares.COUNT: len(cuts) + 1}
     try:
         return jobs.queue(KIND, owner, arguments, name, unit=jobs.RESIDENTS, total=size)
     except DuplicateKeyError:

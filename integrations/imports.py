@@ -272,7 +272,7 @@ def _cut_into(job: Job, *, may_cut: bool) -> int:
     It stands in the job, so that whoever takes over cuts it alike.
     """
     if job.total is not None:
-        return int(job.arguments.get("shares", 0))
+        return int(job.arguments.get(shares.COUNT, 0))
     total = 0
     try:
         with opened(_kept(job)) as data:
@@ -285,7 +285,7 @@ def _cut_into(job: Job, *, may_cut: bool) -> int:
     cut_into = min(total // SHARE_ROWS_MIN, SHARES_MAX) if may_cut else 0
     if cut_into < 2:
         cut_into = 0
-    jobs.expect(job.id, total, shares=cut_into)
+    jobs.expect(job.id, total, **{shares.COUNT: cut_into})
     return cut_into
 
 
@@ -296,7 +296,7 @@ def _run_share(job: Job, take_rows: TakeRows, form: Form) -> Job | None:
     if not shares.goes_on(job):
         # It has ended with the whole, and taken nothing in.
         return jobs.get(job.id)
-    number, of, profile = job.arguments["number"], whole.arguments["shares"], _profile(whole)
+    number, of, profile = job.arguments["number"], whole.arguments[shares.COUNT], _profile(whole)
     if profile is None:
         share = feeds.share(number, of, form)
     else:

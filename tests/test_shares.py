@@ -316,16 +316,24 @@ def test_a_worker_killed_after_the_last_share_leaves_the_end_to_the_sweep(crew: 
 
 
 @small
-def test_a_worker_killed_while_it_cuts_is_followed_by_one_that_cuts_alike(crew: Crew) -> None:
+def test_a_worker_killed_while_it_cuts_is_followed_by_one_that_cuts_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     job = store(content())
     taken = jobs.take(job.id)
     assert taken is not None
     assert imports._cut_into(taken, may_cut=True) == 4
     shares.make(taken, imports.SHARE_KIND, [{"number": 0}, {"number": 1}])
-    # Two of four are made; the file would be cut otherwise today.
-    imports.SHARE_ROWS_MIN = 11
+    # Two of four are made, and worked on: that is not all of the file.
+    for one in shares.of(job.id):
+        imports.run(one.id, scenarios.bus_rows)
+    assert [one.state for one in shares.of(job.id)] == ["done", "done"]
+    half = found(job)
+    assert (half.state, half.done < ROWS) == ("running", True)
+    # It would be cut otherwise today.
+    monkeypatch.setattr(imports, "SHARE_ROWS_MIN", 11)
     with clock.travel(LEASE_OVER):
-        assert len(cut(job)) == 4
+        assert len(cut(job)) == 2
         for one in shares.of(job.id):
             imports.run(one.id, scenarios.bus_rows)
     assert_all_taken(job)
