@@ -10,24 +10,32 @@ done again and comes to the same job, because the job's id is made of the name a
 """
 
 import io
-import json
 import logging
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final
 
-from accounting import alarms, clients, clock, jobs, tables, vault
+from accounting import alarms, clients, clock, jobs, vault
 from accounting.clients import Kind
 from accounting.errors import DomainError
 from accounting.ids import new_id
 from accounting.jobs import Job
-from integrations import deliveries, dropped, feeds, folders, imports, manifests, partner_profiles
-from integrations.dropped import Dropped, Lease, LeaseLost
+from integrations import (
+    deliveries,
+    drop_reports,
+    dropped,
+    feeds,
+    folders,
+    imports,
+    manifests,
+    partner_profiles,
+)
+from integrations.dropped import Lease, LeaseLost
 from integrations.folders import Folder, Look, NotPlain
 from integrations.manifests import Manifest, ManifestMismatch
 from integrations.mapping import ACTIVITIES, BILLS
@@ -49,8 +57,6 @@ MEDIA_TYPES: Final = {
     ".txt": feeds.CSV,
 }
 GZIP: Final = ".gz"
-ERROR_COLUMNS: Final = ("row", "code", "message_zh", "message_en", "input")
-ERRORS_TOGETHER = 1_000
 # A manifest that lies alone for so long waits for a file that does not come.
 MISSED_AFTER = timedelta(hours=1)
 STUCK, UNKNOWN = "drop_folder_stuck", "drop_folder_unknown"
@@ -325,7 +331,7 @@ class Watcher:
             if one.job in ended:
                 try:
                     with _kept_in(home, DONE, one.kind) as done:
-                        _write_end(done, one, ended[one.job])
+                        drop_reports.write_end(done, one, ended[one.job])
                 except OSError as error:  # A full disk: tried again by the next look.
                     subject = f"{partner}/{one.kind}/{one.name}"
                     self._alarm("drop_report_unwritten", subject, why=str(error))
@@ -433,52 +439,7 @@ def _refuse(place: _Place, name: str, refusal: DomainError) -> bool:
     """Put a file aside; the reason lies there before the file does."""
     with _kept_in(place.home, REFUSED, place.kind) as aside:
         free = aside.free(folders.plain(name))
-        reason = {
-            "file": folders.plain(name),
-            "code": refusal.code,
-            "zh": refusal.text("zh"),
-            "en": refusal.text("en"),
-            "at": clock.now().isoformat(),
-        }
-        aside.write(f"{free}.reason.json", [_json(reason)])
+        drop_reports.write_reason(aside, free, folders.plain(name), refusal)
         _move(place.incoming, name, aside, free)
     log.warning("refused a file of %s: %s", place.partner, refusal)
     return True
-
-
-def _write_end(done: Folder, one: Dropped, job: Job) -> None:
-    """The refused rows first: who sees the result finds them complete."""
-    errors_name = f"{one.name}.errors.csv" if job.counts["rejected"] else None
-    if errors_name is not None:
-        done.write(errors_name, folders.blocks(_error_lines(job.id)))
-    first = dropped.first_name(job.id)
-    end = {
-        "file": one.name,
-        "job_id": job.id,
-        "state": job.state,
-        "failure": asdict(job.failure) if job.failure is not None else None,
-        "total": job.total,
-        "done": job.done,
-        **job.counts,
-        "errors_file": errors_name,
-        "same_as": first if first != one.name else None,
-        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
-    }
-    done.write(f"{one.name}.result.json", [_json(end)])
-
-
-def _error_lines(job_id: str) -> Iterator[str]:
-    yield tables.csv_text(ERROR_COLUMNS, [])
-    together: list[tuple[Any, ...]] = []
-    for row in jobs.errors(job_id):
-        sealed = vault.decrypt(row["input_sealed"], "job-error")
-        message = row["message"]
-        together.append((row["row"], row["code"], message["zh"], message["en"], sealed))
-        if len(together) == ERRORS_TOGETHER:
-            yield tables.csv_rows(together)
-            together.clear()
-    yield tables.csv_rows(together)
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n"

@@ -31,6 +31,8 @@ LIFE: Final = timedelta(hours=24)
 # After the end of its address an upload is finished if it is whole, else its pieces are cleared.
 CLEARED_AFTER: Final = timedelta(hours=1)
 OPEN_MAX = 100
+# Pieces that are read from the store in one answer.
+TOGETHER = 4
 SWEEP_MAX = 20
 PURPOSE: Final = "upload"
 
@@ -333,7 +335,9 @@ class _Joined(io.RawIOBase):
     """The pieces of an upload one after the other."""
 
     def __init__(self, upload_id: str) -> None:
-        self._pieces: Iterator[Any] = iter(_pieces().find(_of(upload_id)).sort("_id", 1))
+        self._pieces: Iterator[Any] = iter(
+            _pieces().find(_of(upload_id)).sort("_id", 1).batch_size(TOGETHER)
+        )
         self._rest = b""
 
     def readable(self) -> bool:
