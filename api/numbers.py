@@ -245,6 +245,8 @@ class Quantity(fields.Field[Decimal]):
         if isinstance(value, bool) or not isinstance(value, int | Decimal):
             raise self.make_error("invalid")
         number = Decimal(value)
+        if type(value) is int:
+            return number
         if not number.is_finite():
             raise self.make_error("too_large")
         exponent = number.normalize(quantities.EXACT).as_tuple().exponent
@@ -393,9 +395,9 @@ def read_instant(text: str) -> datetime | None:
         return None
     day, time, fraction, offset = match.groups()
     # Cut, not rounded: what a phone reports twice with other digits behind must stay one instant.
-    milliseconds = (fraction or "")[:3].ljust(3, "0")
+    milliseconds = f".{fraction[:3]:0<3}" if fraction else ""
     try:
-        instant = datetime.fromisoformat(f"{day}T{time}.{milliseconds}{offset.upper()}")
+        instant = datetime.fromisoformat(f"{day}T{time}{milliseconds}{offset.upper()}")
         instant = instant.astimezone(UTC)
     except (ValueError, OverflowError):
         return None

@@ -1,14 +1,17 @@
 """Many rows of one form: a good row is read without the schema's ceremony.
 
-The schema stays the one definition: its fields read and check every value, and whatever they do not
-take goes through `Schema.load`, which says what is wrong with it.
+The schema stays the one definition: what reads a value is made of its fields and their checks, and
+whatever that does not take goes through `Schema.load`, which says what is wrong with it.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import marshmallow as ma
-from marshmallow import fields
+from marshmallow import fields, validate
+
+Read = Callable[[Any], Any]
 
 
 class _Unsure(Exception):
@@ -23,35 +26,82 @@ class RowReader:
     ) -> None:
         self.schema = schema
         self.check = check
-        self.names = frozenset(schema.load_fields)
-        self.inner = {
-            name: RowReader(field.schema)
+        self.reads = {name: _reading(field) for name, field in schema.load_fields.items()}
+        self.required = [name for name, field in schema.load_fields.items() if field.required]
+        self.defaults = {
+            name: field.load_default
             for name, field in schema.load_fields.items()
-            if isinstance(field, fields.Nested)
+            if field.load_default is not ma.missing
         }
 
     def load(self, raw: Any) -> Any:
         """What `schema.load` gives; raises its `ValidationError`."""
         try:
-            data = self._quick(raw)
+            data = self.quick(raw)
             if self.check is not None:
                 self.check(data)
         except (_Unsure, ma.ValidationError):
             return self.schema.load(raw)
         return data
 
-    def _quick(self, raw: Any) -> dict[str, Any]:
-        if type(raw) is not dict or not self.names.issuperset(raw):
+    def quick(self, raw: Any) -> dict[str, Any]:
+        """What a good row holds; raises `_Unsure` or `ValidationError` for any other."""
+        if type(raw) is not dict:
             raise _Unsure
-        data: dict[str, Any] = {}
-        for name, field in self.schema.load_fields.items():
-            if name in raw:
-                inner = self.inner.get(name)
-                value = raw[name]
-                data[name] = inner._quick(value) if inner else field.deserialize(value, name, raw)
-            elif field.required:
+        reads = self.reads
+        try:
+            data = {name: reads[name](value) for name, value in raw.items()}
+        except KeyError:
+            raise _Unsure from None
+        for name in self.required:
+            if name not in data:
                 raise _Unsure
-            elif field.load_default is not ma.missing:
-                default = field.load_default
+        for name, default in self.defaults.items():
+            if name not in data:
                 data[name] = default() if callable(default) else default
         return data
+
+
+def _reading(field: fields.Field[Any]) -> Read:
+    """What reads a value of a field: by its own checks, without asking it how for each value."""
+    if isinstance(field, fields.Nested):
+        return RowReader(field.schema).quick
+    if field.pre_load or field.post_load:
+        return lambda value: field.deserialize(value)
+    if type(field) is fields.String and all(map(_is_plain, field.validators)):
+        return _text(field.validators)
+    own, checks = field._deserialize, field.validators
+
+    def read(value: Any) -> Any:
+        if value is None:
+            raise _Unsure
+        found = own(value, None, None)
+        for check in checks:
+            check(found)
+        return found
+
+    return read
+
+
+def _is_plain(check: Any) -> bool:
+    return type(check) is validate.Regexp or (
+        type(check) is validate.Length and check.equal is None
+    )
+
+
+def _text(checks: list[Any]) -> Read:
+    """Reads a text whose checks are patterns and lengths of a range."""
+    sizes = [check for check in checks if type(check) is validate.Length]
+    matches: list[Read] = [check.regex.match for check in checks if type(check) is validate.Regexp]
+    least = max((check.min or 0 for check in sizes), default=0)
+    most = min((check.max for check in sizes if check.max is not None), default=sys.maxsize)
+
+    def read(value: Any) -> str:
+        if type(value) is not str or not least <= len(value) <= most:
+            raise _Unsure
+        for match in matches:
+            if match(value) is None:
+                raise _Unsure
+        return value
+
+    return read

@@ -61,10 +61,7 @@ class ReportFields(Schema):
             raise ma.ValidationError("Not a known behaviour.", "behaviour")
         if "ended_at" in data and data["ended_at"] < when:
             raise ma.ValidationError("Must not lie before occurred_at.", "ended_at")
-        given = data["attributes"]
-        known = {*behaviour.required, *behaviour.optional}
-        if behaviour.claim is not None:
-            known.add(behaviour.claim.attribute)
+        given, known = data["attributes"], behaviour.attributes
         wrong: dict[str, list[str]] = {
             name: ["Unknown field."] for name in given if name not in known
         }

@@ -334,7 +334,7 @@ def _shown_account(names: tuple[str, ...]) -> Callable[[str], str | None] | None
 
 def _parsed(text: str) -> FeedRow:
     try:
-        row = json.loads(text, parse_float=Decimal, object_pairs_hook=_once_each)
+        row = _JSON.decode(text)
         # Raw, NUL is no JSON and half of a surrogate pair no UTF-8: they come in by escapes.
         if "\\u" in text:
             _check_texts(row)
@@ -354,6 +354,9 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise _Unfit(f"names a key twice: {twice[:NAME_MAX]!a}")
     return row
+
+
+_JSON: Final = json.JSONDecoder(parse_float=Decimal, object_pairs_hook=_once_each)
 
 
 def _check_texts(value: Any) -> None:

@@ -111,6 +111,8 @@ class Behaviour:
     plausible: Plausible
     required: tuple[str, ...]
     optional: tuple[str, ...]
+    # What a report may tell beside its quantity: these and what is claimed.
+    attributes: frozenset[str]
     claim: ClaimRule | None
     same: SameRule | None
     nets: frozenset[str]
@@ -216,6 +218,7 @@ def _behaviour(top: Table, number: int, raw: Any) -> Behaviour:
     )
     names = table.table("name")
     day_grams = caps.maybe_natural("day_grams")
+    required, optional, claim = table.strings("required"), table.strings("optional"), _claim(table)
     behaviour = Behaviour(
         code=table.matching("code", _CODE),
         name={"zh": names.take("zh", str), "en": names.take("en", str)},
@@ -246,9 +249,10 @@ def _behaviour(top: Table, number: int, raw: Any) -> Behaviour:
             gap_minutes_min=plausible.maybe_positive("gap_minutes_min"),
             per_minute_max=plausible.maybe_positive("per_minute_max"),
         ),
-        required=table.strings("required"),
-        optional=table.strings("optional"),
-        claim=_claim(table),
+        required=required,
+        optional=optional,
+        attributes=frozenset((*required, *optional, *([claim.attribute] if claim else ()))),
+        claim=claim,
         same=_same(table),
         nets=frozenset(table.strings("nets")),
         amount_fen_min=table.maybe_positive("amount_fen_min"),
