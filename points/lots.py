@@ -1,8 +1,9 @@
 """Points in lots: whose they are, when they mature and expire, how they lie in an entry. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from accounting import clock
@@ -62,8 +63,14 @@ def day_of(number: int) -> date:
 
 def terms(over: datetime, maturity: timedelta) -> tuple[int, int]:
     """When points of something mature (ms since 1970), and the number of the day they expire on."""
-    month = clock.add_months(clock.city_month(over), EXPIRY_MONTHS)
-    return ms(over + maturity), day_number(clock.last_day(month))
+    return ms(over + maturity), expiry(clock.city_day(over))
+
+
+@lru_cache(maxsize=1_024)
+def expiry(day: date) -> int:
+    """The number of the day on which points of something of this day expire."""
+    month = clock.add_months(clock.month_of(day), EXPIRY_MONTHS)
+    return day_number(clock.last_day(month))
 
 
 def nearness(row: Lot | Pending, own: Pending) -> tuple[Any, ...]:
@@ -94,39 +101,48 @@ def split(lots: Iterable[Lot], points: int) -> tuple[list[Lot], list[Lot]]:
     return before, after
 
 
-def pack_lots(lots: Iterable[Lot]) -> list[list[Any]]:
+def pack_lots(lots: Mapping[tuple[int, str], int]) -> list[list[Any]]:
     """`[funder, expires_on, points, expires_on, points, ...]` for each funder."""
     packed: dict[str, list[Any]] = {}
-    for lot in sorted(lots):
-        packed.setdefault(lot.funder, [lot.funder]).extend((lot.expires_on, lot.points))
+    for key in sorted(lots):
+        expires_on, funder = key
+        if funder not in packed:
+            packed[funder] = [funder]
+        packed[funder] += (expires_on, lots[key])
     return [packed[funder] for funder in sorted(packed)]
 
 
-def unpack_lots(packed: Iterable[list[Any]]) -> list[Lot]:
-    return [
-        Lot(expires_on, row[0], points)
+def unpack_lots(packed: Iterable[list[Any]]) -> dict[tuple[int, str], int]:
+    """Points by day of expiry and funder."""
+    return {
+        (expires_on, row[0]): points
         for row in packed
         for expires_on, points in zip(row[1::2], row[2::2], strict=True)
-    ]
+    }
 
 
-def pack_pending(pending: Iterable[Pending]) -> list[list[Any]]:
+def pack_pending(pending: Mapping[tuple[int, int, str], int]) -> list[list[Any]]:
     """`[funder, expires_on, mature_ms, points, ...]` for each funder and expiry."""
     packed: dict[tuple[str, int], list[Any]] = {}
-    for row in sorted(pending):
-        group = (row.funder, row.expires_on)
-        packed.setdefault(group, [*group]).extend((row.mature_ms, row.points))
+    for key in sorted(pending):
+        mature_ms, expires_on, funder = key
+        group = (funder, expires_on)
+        if group not in packed:
+            packed[group] = [funder, expires_on]
+        packed[group] += (mature_ms, pending[key])
     return [packed[group] for group in sorted(packed)]
 
 
-def unpack_pending(packed: Iterable[list[Any]]) -> list[Pending]:
-    return [
-        Pending(mature_ms, row[1], row[0], points)
+def unpack_pending(packed: Iterable[list[Any]]) -> dict[tuple[int, int, str], int]:
+    """Points by instant of maturity, day of expiry and funder."""
+    return {
+        (mature_ms, row[1], row[0]): points
         for row in packed
         for mature_ms, points in zip(row[2::2], row[3::2], strict=True)
-    ]
+    }
 
 
+@lru_cache(maxsize=1_024)
 def ms(instant: datetime) -> int:
     """Milliseconds since 1970."""
     return (instant - _EPOCH) // _MILLISECOND

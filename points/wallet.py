@@ -71,16 +71,19 @@ class TooManyHolds(DomainError):
     final = False
 
 
-@dataclass
+@dataclass(slots=True)
 class Wallet:
-    lots: list[Lot] = field(default_factory=list)
-    pending: list[Pending] = field(default_factory=list)
+    """Lots and pending points by what tells them apart, so that there is one of each."""
+
+    points_of: dict[tuple[int, str], int] = field(default_factory=dict)
+    pending_of: dict[tuple[int, int, str], int] = field(default_factory=dict)
     holds: list[Hold] = field(default_factory=list)
     owed: dict[str, int] = field(default_factory=dict)
     earned: int = 0
     spent: int = 0
     expired: int = 0
-    lines: list[Line] = field(default_factory=list)
+    # What moved into each book, by book and tag, in the order it began to.
+    moved: dict[tuple[str, str], int] = field(default_factory=dict)
     # The city day it was brought to by `advance`.
     today: int = 0
 
@@ -89,10 +92,10 @@ class Wallet:
         """The wallet inside the state an entry left."""
         state = after.get("wallet", {})
         return cls(
-            lots=unpack_lots(state.get("lots", ())),
-            pending=unpack_pending(state.get("pending", ())),
+            points_of=unpack_lots(state.get("lots", ())),
+            pending_of=unpack_pending(state.get("pending", ())),
             holds=[
-                Hold(name, until_ms, tuple(unpack_lots(lots)))
+                Hold(name, until_ms, tuple(map(_lot, unpack_lots(lots).items())))
                 for name, until_ms, *lots in state.get("holds", ())
             ],
             owed=dict(state.get("owed", {})),
@@ -107,14 +110,13 @@ class Wallet:
         Lots lie flat beside their funder, pending points beside funder and expiry, and what there
         is nothing of is left out: every entry of the account carries this.
         """
-        assert len(self.lots) + len(self.pending) <= LOTS_MAX, "more lots than a wallet can hold"
+        count = len(self.points_of) + len(self.pending_of)
+        assert count <= LOTS_MAX, "more lots than a wallet can hold"
         state = {
-            "lots": pack_lots(self.lots),
-            "pending": pack_pending(self.pending),
-            "holds": [
-                [hold.id, hold.until_ms, *pack_lots(hold.lots)] for hold in sorted(self.holds)
-            ],
-            "owed": {funder: points for funder, points in sorted(self.owed.items()) if points},
+            "lots": pack_lots(self.points_of),
+            "pending": pack_pending(self.pending_of),
+            "holds": _pack_holds(self.holds) if self.holds else None,
+            "owed": _sorted(self.owed) if self.owed else None,
             "earned": self.earned,
             "spent": self.spent,
             "expired": self.expired,
@@ -122,12 +124,25 @@ class Wallet:
         return {name: value for name, value in state.items() if value}
 
     @property
+    def lots(self) -> list[Lot]:
+        return [_lot(one) for one in self.points_of.items()]
+
+    @property
+    def pending(self) -> list[Pending]:
+        return [Pending(*key, points) for key, points in self.pending_of.items()]
+
+    @property
+    def lines(self) -> list[Line]:
+        """What moved so far. However many lots move at once, an entry has few lines."""
+        return [Line(UNIT, book, points, tag) for (book, tag), points in self.moved.items()]
+
+    @property
     def available(self) -> int:
-        return sum(lot.points for lot in self.lots)
+        return sum(self.points_of.values())
 
     @property
     def pending_points(self) -> int:
-        return sum(row.points for row in self.pending)
+        return sum(self.pending_of.values())
 
     @property
     def held_points(self) -> int:
@@ -145,25 +160,28 @@ class Wallet:
 
     def mature(self, now: datetime) -> None:
         """Let what is mature become available; a part of `advance`."""
+        if not self.pending_of:
+            return
         now_ms = ms(now)
-        for row in [row for row in self.pending if row.mature_ms <= now_ms]:
-            self.pending.remove(row)
-            self._add(Lot(row.expires_on, row.funder, row.points))
-            self._move(PENDING, AVAILABLE, row.points, MATURE)
+        for key in [key for key in self.pending_of if key[0] <= now_ms]:
+            points = self.pending_of.pop(key)
+            self._add(key[1:], points)
+            self._move(PENDING, AVAILABLE, points, MATURE)
 
     def lapse(self, now: datetime) -> None:
         """Let go of what was held for as long as it was asked for; a part of `advance`."""
-        now_ms = ms(now)
-        for hold in [hold for hold in self.holds if hold.until_ms <= now_ms]:
-            self.release(hold, LAPSE)
+        if self.holds:
+            now_ms = ms(now)
+            for hold in [hold for hold in self.holds if hold.until_ms <= now_ms]:
+                self.release(hold, LAPSE)
 
     def expire(self, now: datetime) -> None:
         """Let what expired leave; a part of `advance`. Held points expire once they are free."""
         self.today = day_number(clock.city_day(now))
-        for lot in [lot for lot in self.lots if lot.expires_on < self.today]:
-            self.lots.remove(lot)
-            self.expired += lot.points
-            self._move(AVAILABLE, f"expired:{lot.funder}", lot.points, EXPIRE)
+        for key in [key for key in self.points_of if key[0] < self.today]:
+            points = self.points_of.pop(key)
+            self.expired += points
+            self._move(AVAILABLE, f"expired:{key[1]}", points, EXPIRE)
 
     def earn(self, points: int, funder: str, *, over: datetime, maturity: timedelta) -> None:
         """Issue points of a funder for something that was over at an instant.
@@ -177,8 +195,8 @@ class Wallet:
         self.earned += points
         points -= self._recover(f"issued:{funder}", points, funder)
         if points:
-            mature_ms, expires_on = terms(over, maturity)
-            self._add_pending(Pending(mature_ms, expires_on, funder, points))
+            row = (*terms(over, maturity), funder)
+            self.pending_of[row] = self.pending_of.get(row, 0) + points
             self._move(f"issued:{funder}", PENDING, points)
 
     def spend(self, points: int) -> list[Lot]:
@@ -307,7 +325,8 @@ class Wallet:
         assert points > 0, points
         if points > self.available:
             raise InsufficientPoints(needed=points, available=self.available)
-        taken, self.lots = split(self.lots, points)
+        taken, left = split(self.lots, points)
+        self.points_of = {lot[:2]: lot.points for lot in left}
         return taken
 
     def _take(
@@ -326,14 +345,14 @@ class Wallet:
                 break
             left -= part
             if isinstance(row, Pending):
-                self.pending.remove(row)
+                del self.pending_of[row[:3]]
                 if row.points > part:
-                    self.pending.append(row._replace(points=row.points - part))
+                    self.pending_of[row[:3]] = row.points - part
                 self._move(PENDING, f"issued:{own.funder}", part)
             else:
-                self.lots.remove(row)
+                del self.points_of[row[:2]]
                 if row.points > part:
-                    self.lots.append(row._replace(points=row.points - part))
+                    self.points_of[row[:2]] = row.points - part
                 self._move(AVAILABLE, f"issued:{own.funder}", part)
             self._pay_between(row.funder, own.funder, part)
         return points - left
@@ -342,11 +361,13 @@ class Wallet:
         """Bring points back from a book to their lot, or pay with them what is owed."""
         left = lot.points - self._recover(source, lot.points, lot.funder, tag)
         if left:
-            self._add(lot._replace(points=left))
+            self._add(lot[:2], left)
             self._move(source, AVAILABLE, left, tag)
 
     def _recover(self, source: str, points: int, funder: str, tag: str = "") -> int:
         """Pay what is owed with points of a funder, to itself first; returns how many it took."""
+        if not self.owed:
+            return 0
         paid = 0
         for creditor in sorted(self.owed, key=lambda name: (name != funder, name)):
             part = min(self.owed[creditor], points - paid)
@@ -363,30 +384,29 @@ class Wallet:
             self._move(f"between:{creditor}", f"between:{payer}", points, tag)
 
     def _move(self, source: str, target: str, points: int, tag: str = "") -> None:
-        self._note(source, -points, tag)
-        self._note(target, points, tag)
+        moved = self.moved
+        moved[source, tag] = moved.get((source, tag), 0) - points
+        moved[target, tag] = moved.get((target, tag), 0) + points
 
-    def _note(self, book: str, points: int, tag: str) -> None:
-        """Add to the line of a book: however many lots move at once, an entry has few lines."""
-        for place, line in enumerate(self.lines):
-            if (line.book, line.tag) == (book, tag):
-                self.lines[place] = line._replace(amount=line.amount + points)
-                return
-        self.lines.append(Line(UNIT, book, points, tag))
+    def _add(self, lot: tuple[int, str], points: int) -> None:
+        self.points_of[lot] = self.points_of.get(lot, 0) + points
 
-    def _add(self, lot: Lot) -> None:
-        for place, there in enumerate(self.lots):
-            if there[:2] == lot[:2]:
-                self.lots[place] = there._replace(points=there.points + lot.points)
-                return
-        self.lots.append(lot)
 
-    def _add_pending(self, row: Pending) -> None:
-        for place, there in enumerate(self.pending):
-            if there[:3] == row[:3]:
-                self.pending[place] = there._replace(points=there.points + row.points)
-                return
-        self.pending.append(row)
+def _pack_holds(holds: Iterable[Hold]) -> list[list[Any]]:
+    """`[id, until_ms, lots ...]` for each."""
+    return [
+        [hold.id, hold.until_ms, *pack_lots({lot[:2]: lot.points for lot in hold.lots})]
+        for hold in sorted(holds)
+    ]
+
+
+def _sorted(owed: dict[str, int]) -> dict[str, int]:
+    return {funder: points for funder, points in sorted(owed.items()) if points}
+
+
+def _lot(one: tuple[tuple[int, str], int]) -> Lot:
+    (expires_on, funder), points = one
+    return Lot(expires_on, funder, points)
 
 
 def consistent(after: State) -> str | None:

@@ -197,7 +197,7 @@ def full_wallet() -> Wallet:
         earned(wallet, points, city(f"2026-{month:02d}-10 12:00"), funder=funder)
     wallet.earn(5, "city", over=city("2026-05-19 12:00"), maturity=48 * HOUR)
     wallet.earn(6, "b", over=city("2026-05-19 13:00"), maturity=48 * HOUR)
-    wallet.lines.clear()
+    wallet.moved.clear()
     return wallet
 
 
@@ -365,7 +365,7 @@ def test_held_points_are_set_aside_in_their_lots_until_they_are_spent() -> None:
     wallet = Wallet()
     earned(wallet, 7, city("2026-04-30 12:00"), funder="bank")
     earned(wallet, 10, MAY_20)
-    wallet.lines.clear()
+    wallet.moved.clear()
     held = wallet.hold("h1", 9, MAY_20 + HOUR)
     assert held.lots == (Lot(APRIL, "bank", 7), Lot(MAY, "city", 2))
     assert (wallet.available, wallet.held_points, wallet.spent) == (8, 9, 0)
