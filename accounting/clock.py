@@ -7,9 +7,12 @@ every instant is cut where it enters.
 import contextlib
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 CITY = ZoneInfo("Asia/Shanghai")
+# Days and months are asked for many times of one instant: those of the last few batches are kept.
+_KEPT = 8_192
 
 _shift = timedelta(0)
 _standing: datetime | None = None
@@ -23,6 +26,8 @@ def now() -> datetime:
 def cut(instant: datetime) -> datetime:
     """The instant in UTC without anything finer than a millisecond."""
     assert instant.tzinfo is not None, "an instant needs a timezone"
+    if instant.tzinfo is UTC and not instant.microsecond % 1000:
+        return instant
     return instant.astimezone(UTC).replace(microsecond=instant.microsecond // 1000 * 1000)
 
 
@@ -31,6 +36,7 @@ def iso(instant: datetime) -> str:
     return cut(instant).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
+@lru_cache(maxsize=_KEPT)
 def city_day(instant: datetime) -> date:
     return instant.astimezone(CITY).date()
 
@@ -40,10 +46,12 @@ def city_month(instant: datetime) -> str:
     return month_of(city_day(instant))
 
 
+@lru_cache(maxsize=_KEPT)
 def month_of(day: date) -> str:
     return f"{day.year:04d}-{day.month:02d}"
 
 
+@lru_cache(maxsize=_KEPT)
 def add_months(month: str, count: int) -> str:
     """`2026-11` plus 24 is `2028-11`."""
     year, number = int(month[:4]), int(month[5:])
@@ -59,6 +67,7 @@ def first_day(month: str) -> date:
     return date(int(month[:4]), int(month[5:]), 1)
 
 
+@lru_cache(maxsize=_KEPT)
 def last_day(month: str) -> date:
     return first_day(add_months(month, 1)) - timedelta(days=1)
 

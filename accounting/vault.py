@@ -29,6 +29,7 @@ def configure(master: bytes) -> None:
         raise ValueError(f"the master secret needs at least {MASTER_BYTES} bytes")
     _master = master
     derive.cache_clear()
+    _keyed.cache_clear()
     signing_key.cache_clear()
     key_id.cache_clear()
 
@@ -64,7 +65,15 @@ def unseal(sealed: bytes, purpose: str) -> bytes:
 
 def keyed_hash(kind: str, text: str) -> str:
     """HMAC-SHA256 of a value under the key of its kind: findable, not guessable without the key."""
-    return hmac.digest(derive(f"hash/{kind}"), text.encode(), "sha256").hex()
+    keyed = _keyed(kind).copy()
+    keyed.update(text.encode())
+    return keyed.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _keyed(kind: str) -> hmac.HMAC:
+    """An HMAC that has taken its key in, which costs more than a short value; to be copied."""
+    return hmac.new(derive(f"hash/{kind}"), digestmod="sha256")
 
 
 @lru_cache(maxsize=1)

@@ -6,9 +6,10 @@ changes only together with a new entry, and a batch can have read it for many ac
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from accounting import book, clock, vault
 from accounting.book import Entry, Head, Line, State
@@ -49,18 +50,19 @@ def fact_of(
         rules_now, behaviour, report, evidence=evidence, received_at=received_at
     )
     activity_id = activity_id or activities.new_activity_id()
+    quantity = _spelled(report.quantity)
     line = report.attributes.get("line")
     return Activity(
         id=activity_id,
         resident=resident,
         source=source,
         event_id=event_id,
-        fingerprint=fingerprint(report, subject),
+        fingerprint=_fingerprint(report, quantity, subject),
         behaviour=report.behaviour,
-        quantity=format(report.quantity.normalize(), "f"),
+        quantity=quantity,
         start=report.start,
         end=report.end,
-        attributes=dict(rules.without_attributes(report).attributes),
+        attributes=rules.kept(report.attributes),
         evidence=evidence,
         methodology=rules_now.version,
         received_at=received_at,
@@ -75,9 +77,17 @@ def fact_of(
 
 def fingerprint(report: Report, subject: str = "") -> str:
     """The hash of what was asked; numbers and instants in one spelling, attributes in order."""
+    return _fingerprint(report, _spelled(report.quantity), subject)
+
+
+def _spelled(quantity: Decimal) -> str:
+    return format(quantity.normalize(), "f")
+
+
+def _fingerprint(report: Report, quantity: str, subject: str) -> str:
     return book.fingerprint(
         report.behaviour,
-        format(report.quantity.normalize(), "f"),
+        quantity,
         clock.cut(report.start).isoformat(),
         clock.cut(report.end).isoformat() if report.end else "",
         subject,
@@ -116,8 +126,7 @@ def _claim(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """What the rules say about a fact on a given state of the account."""
 
     status: str
@@ -179,7 +188,7 @@ def judge(
         and activity.evidence in ("A", "B")
         and not rules_then.past_grace(clock.city_day(activity.received_at))
     )
-    refs["steps"] = [[step.rule, step.mg, step.limit] for step in credit.steps]
+    refs["steps"] = [list(step) for step in credit.steps]
     refs["before"] = before.amounts()
     if replaced:
         refs["replaces"] = replaced
@@ -353,13 +362,10 @@ class _Counters:
     def load(cls, head: Head, now: datetime) -> "_Counters":
         today = clock.city_day(now)
         caps = head.after.get("caps", {})
-        first_day = (today - timedelta(days=DAYS_KEPT - 1)).isoformat()
-        first_month = clock.add_months(clock.month_of(today), -1)
-        days = {day: _copy(one) for day, one in caps.get("days", {}).items() if day >= first_day}
+        first_day, first_month = _kept_from(today)
+        days = {day: one for day, one in caps.get("days", {}).items() if day >= first_day}
         months = {
-            month: dict(one)
-            for month, one in caps.get("months", {}).items()
-            if month >= first_month
+            month: one for month, one in caps.get("months", {}).items() if month >= first_month
         }
         return cls(today, days, months)
 
@@ -375,11 +381,14 @@ class _Counters:
         return {period: counters for period, counters in kept.items() if counters}
 
     def add(self, day: date, refs: Refs) -> None:
+        """Count an entry. What the state before shares is left as it is: a day is copied."""
         if self._keeps_day(day):
-            _count(self.days.setdefault(day.isoformat(), {}), refs)
+            name = day.isoformat()
+            on_day = self.days[name] = dict(self.days.get(name, ()))
+            _count(on_day, refs)
         month = clock.month_of(day)
         if self._keeps_month(month):
-            in_month = self.months.setdefault(month, {})
+            in_month = self.months[month] = dict(self.months.get(month, ()))
             in_month[refs["behaviour"]] = in_month.get(refs["behaviour"], 0) + refs["counted"]
 
     def counts(
@@ -416,23 +425,24 @@ class _Counters:
         return _month_kept(month, self.today)
 
 
+@lru_cache(maxsize=8)
+def _kept_from(today: date) -> tuple[str, str]:
+    """The first day and the first month whose counters the state keeps, by their names."""
+    first_day = today - timedelta(days=DAYS_KEPT - 1)
+    return first_day.isoformat(), clock.add_months(clock.month_of(today), -1)
+
+
 def _day_kept(day: date, today: date) -> bool:
-    return day > today - timedelta(days=DAYS_KEPT)
+    return (today - day).days < DAYS_KEPT
 
 
 def _month_kept(month: str, today: date) -> bool:
-    return month >= clock.add_months(clock.month_of(today), -1)
+    return month >= _kept_from(today)[1]
 
 
 def _says_something(counter: Any) -> bool:
     """Whether a counter is more than nothing; those of a day and behaviour are lists of them."""
     return any(counter) if isinstance(counter, list) else bool(counter)
-
-
-def _copy(on_day: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: list(value) if isinstance(value, list) else value for name, value in on_day.items()
-    }
 
 
 def _parts(head: Head, first: date, last: date) -> list[Refs]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import NamedTuple
 
 from accounting.quantities import floor_mg
 from footprint.methodology import Behaviour, Methodology, Plausible
@@ -16,6 +17,7 @@ TRIP_MAX = timedelta(days=1)
 # The part of a health total that was entered by hand; it is told, and is no part of the quantity.
 MANUAL = "manual_quantity"
 _KEPT = ("trip", "category", MANUAL)
+Attributes = Mapping[str, str | int | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Report:
     quantity: Decimal
     start: datetime
     end: datetime | None = None
-    attributes: Mapping[str, str | int | bool] = field(default_factory=dict)
+    attributes: Attributes = field(default_factory=dict)
     # The hash of what the behaviour's `same` rule counts by, once it is known.
     same: str | None = None
 
@@ -41,16 +43,26 @@ class Report:
         return self.attributes.get("trip") is True
 
 
-@dataclass(frozen=True, slots=True)
-class Assessment:
+class Assessment(NamedTuple):
     """Verdict None means it goes on to be credited; else `rejected` or `recorded`."""
 
     verdict: str | None
     reasons: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+_AMOUNTS = (
+    "used",
+    "mg",
+    "month_used",
+    "overall_mg",
+    "netted_mg",
+    "stop_factor_mg",
+    "earned_mg",
+    "same_used",
+)
+
+
+class Counts(NamedTuple):
     """What one city day and month of a resident already hold.
 
     `used` and `mg` are this behaviour's on the day, `mg` before a stop-day covered any of it and
@@ -75,21 +87,20 @@ class Counts:
 
     def amounts(self) -> dict[str, int]:
         """Its amounts that are not nought: what an entry keeps of it for the explanation."""
-        found = {
-            "used": self.used,
-            "mg": self.mg,
-            "month_used": self.month_used,
-            "overall_mg": self.overall_mg,
-            "netted_mg": self.netted_mg,
-            "stop_factor_mg": self.stop_factor_mg or 0,
-            "earned_mg": self.earned_mg,
-            "same_used": self.same_used,
-        }
-        return {name: amount for name, amount in found.items() if amount}
+        amounts = (
+            self.used,
+            self.mg,
+            self.month_used,
+            self.overall_mg,
+            self.netted_mg,
+            self.stop_factor_mg,
+            self.earned_mg,
+            self.same_used,
+        )
+        return {name: amount for name, amount in zip(_AMOUNTS, amounts, strict=True) if amount}
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step of the working, for the explanation: what was done and the milligrams after it."""
 
     rule: str
@@ -97,8 +108,7 @@ class Step:
     limit: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Credit:
+class Credit(NamedTuple):
     """What the rules grant: milligrams, units counted, reasons for anything trimmed, the working.
 
     `gross_mg` is the worth before a stop-day covered any of it and before the overall cap,
@@ -347,7 +357,11 @@ def without_manual(report: Report, manual: Decimal | None) -> Report:
     return replace(report, quantity=report.quantity - manual, attributes=told)
 
 
+def kept(attributes: Attributes) -> dict[str, str | int | bool]:
+    """What may be kept of them: external numbers are claimed by hash, never stored."""
+    return {name: attributes[name] for name in _KEPT if name in attributes}
+
+
 def without_attributes(report: Report) -> Report:
-    """The report as it may be kept: external numbers are claimed by hash, never stored."""
-    kept = {name: report.attributes[name] for name in _KEPT if name in report.attributes}
-    return replace(report, attributes=kept)
+    """The report as it may be kept."""
+    return replace(report, attributes=kept(report.attributes))

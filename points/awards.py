@@ -6,9 +6,8 @@ read. The points of a campaign that a resident may have are counted in the accou
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from accounting import clock
 from accounting.book import Entry, Head, State
@@ -22,8 +21,7 @@ from points.wallet import Wallet
 DAYS_KEPT = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Award:
+class Award(NamedTuple):
     """What was given: for the entry's `refs` and the state after it."""
 
     earned: Earned
@@ -49,8 +47,7 @@ class Award:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Undone:
+class Undone(NamedTuple):
     """What taking back leaves: for the entry's `refs` and the state after it."""
 
     refs: dict[str, Any]
@@ -156,11 +153,16 @@ class _Counters:
 
     @classmethod
     def load(cls, head: Head, now: datetime) -> "_Counters":
-        kept = {
-            campaign: {"total": one["total"], "days": dict(one["days"]), "until": one["until"]}
-            for campaign, one in head.after.get("campaigns", {}).items()
-        }
-        return cls(head, clock.city_day(now), kept)
+        kept = head.after.get("campaigns")
+        state = (
+            {
+                campaign: {"total": one["total"], "days": dict(one["days"]), "until": one["until"]}
+                for campaign, one in kept.items()
+            }
+            if kept
+            else {}
+        )
+        return cls(head, clock.city_day(now), state)
 
     def used(self, campaign: str, day: date) -> tuple[int, int]:
         one = self.state.get(campaign)
@@ -195,6 +197,8 @@ class _Counters:
                 one["days"][on] = one["days"].get(on, 0) + part.points
 
     def dump(self) -> State:
+        if not self.state:
+            return {"campaigns": {}}
         today = self.today.isoformat()
         first = (self.today - timedelta(days=DAYS_KEPT - 1)).isoformat()
         kept = {

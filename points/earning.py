@@ -163,8 +163,7 @@ class Part(NamedTuple):
     limit: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Earned:
+class Earned(NamedTuple):
     """What milligrams are worth: the whole, who pays which part of it, and why it is not more."""
 
     points: int
@@ -175,7 +174,10 @@ class Earned:
     @property
     def funder(self) -> str:
         """The funder an entry is shown with: the first that pays something."""
-        return next((part.funder for part in self.parts if part.points), self.parts[0].funder)
+        for part in self.parts:
+            if part.points:
+                return part.funder
+        return self.parts[0].funder
 
 
 CITY = "city"
@@ -272,7 +274,7 @@ def earn(
                 reasons.append(CAMPAIGN_CAP)
             limit = points
         whole += points
-        parts.append(offer.part._replace(points=points, limit=limit))
+        parts.append(Part(points, *offer.part[1:-1], limit))
     if 0 < whole < plan.rule.minimum_points:
         parts = [part._replace(points=0, num=0, limit=None) for part in parts]
         whole = 0

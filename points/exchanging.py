@@ -5,7 +5,6 @@ funder by funder, so that matured points stay mature; only differences are issue
 What was to be taken and is not there any more is waived, for good, and the entry says how much.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -70,12 +69,12 @@ def exchange(
     What is missing of one funder's points is given less of the others', so that the resident never
     has more than the larger of the two.
     """
-    more: Counter[str] = Counter()
+    more: dict[str, int] = {}
     for part in parts:
-        more[part.funder] += part.points
+        more[part.funder] = more.get(part.funder, 0) + part.points
     for one in replaces:
         for part in one.stands:
-            more[part.funder] -= part.points
+            more[part.funder] = more.get(part.funder, 0) - part.points
     missing = 0
     for funder in sorted(more):
         if more[funder] < 0:

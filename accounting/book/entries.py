@@ -5,6 +5,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import bson
@@ -29,8 +30,7 @@ class Line(NamedTuple):
     tag: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What a caller wants recorded, before anything is decided.
 
     `fingerprint` is the hash of what was asked, not of what the rules answered: a cap or a new
@@ -79,8 +79,7 @@ class Head:
         return (self.days or on_days)(self.account, first, last)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What the rules answered: the lines, the parts of the state that change, the explanation.
 
     `after` is laid over the state before, part by part; `balances` is the book's own part. `kind`
@@ -89,12 +88,11 @@ class Decision:
 
     lines: tuple[Line, ...]
     after: State
-    refs: Mapping[str, Any] = field(default_factory=dict)
+    refs: Mapping[str, Any] = MappingProxyType({})
     kind: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     account: str
     seq: int
     key: str
@@ -122,8 +120,7 @@ class Posted(NamedTuple):
 Decide = Callable[[Head, datetime], Decision]
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """One posting of a batch. `days`, first and last, is what `decide` may look back on.
 
     It is a hint, read for the whole batch at once: other days are found too, by a query of their
@@ -218,21 +215,19 @@ def next_entry(
     """
     lines = decision.lines
     assert len(lines) <= LINES_PER_ENTRY_MAX, len(lines)
-    assert all(type(line.amount) is int for line in lines), lines
-    assert all(total == 0 for total in sums(lines).values()), f"unbalanced: {lines}"
+    for line in lines:
+        assert type(line.amount) is int, lines
+    assert not any(sums(lines).values()), f"unbalanced: {lines}"
     assert ask.occurred_at.tzinfo is not None, "occurred_at needs a timezone"
     assert ask.occurred_at.microsecond % 1_000 == 0, ask.occurred_at
+    balances = balances_after(before.after, lines)
     document: storage.Doc = {
         "_id": id_of(ask.account, ask.key),
         "account": ask.account,
         "seq": before.seq + 1,
         "kind": decision.kind or ask.kind,
         "lines": lines,
-        "after": {
-            **before.after,
-            **decision.after,
-            "balances": balances_after(before.after, lines),
-        },
+        "after": {**before.after, **decision.after, "balances": balances},
         "fingerprint": ask.fingerprint,
         "occurred_at": ask.occurred_at,
         "recorded_at": now,
@@ -241,8 +236,9 @@ def next_entry(
         "prev_hash": before.hash,
     }
     content = bson.encode(document)
-    document["hash"] = hashlib.sha256(content).hexdigest()
-    return entry_of(document), _with_hash(content, document["hash"])
+    digest = hashlib.sha256(content).hexdigest()
+    del document["_id"]
+    return Entry(key=ask.key, hash=digest, **document), _with_hash(content, digest)
 
 
 def _with_hash(content: bytes, digest: str) -> RawBSONDocument:
@@ -263,10 +259,10 @@ def sums(lines: Iterable[Line]) -> dict[str, int]:
 def balances_after(before: State, lines: Iterable[Line]) -> dict[str, int]:
     """The account's own books after the lines; a book at zero is left out."""
     balances = {name: int(held) for name, held in before.get("balances", {}).items()}
-    for line in lines:
-        if ":" not in line.book:
-            name = f"{line.unit}/{line.book}"
-            balances[name] = balances.get(name, 0) + line.amount
+    for unit, book, amount, _ in lines:
+        if ":" not in book:
+            name = f"{unit}/{book}"
+            balances[name] = balances.get(name, 0) + amount
     return {name: balances[name] for name in sorted(balances) if balances[name]}
 
 
