@@ -4,7 +4,6 @@ Importing the application once here, without building it, spares every worker th
 what opens connections happens in each worker, in `api.wsgi`.
 """
 
-import gc
 import json
 import uuid
 from contextlib import suppress
@@ -16,7 +15,7 @@ from gunicorn.util import write_nonblock
 from gunicorn.workers.gthread import ThreadWorker
 
 import api.app  # noqa: F401
-from api import problems
+from api import garbage, problems
 
 # The longest gunicorn allows: what is longer than a parameter may be is then refused by its field.
 limit_request_line = 8190
@@ -30,9 +29,8 @@ Content-Length: {size}\r
 
 
 def post_worker_init(worker: Any) -> None:
-    """What a process was started with lives as long as it: looking for garbage in it takes time."""
-    gc.collect()
-    gc.freeze()
+    """Looking for garbage in what a process was started with takes time."""
+    garbage.settle()
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from typing import Any
 from celery.signals import celeryd_init
 
 from accounting import storage, vault
-from api import logs, queues, tasks
+from api import garbage, logs, queues, tasks
 from api.config import Config
 from footprint import policy_versions, versions
 
@@ -17,6 +17,7 @@ versions.register.install()
 policy_versions.register.install()
 logs.configure(config.log_level)
 celery = tasks.make_celery(config)
+garbage.settle()
 
 # How far files and city-wide jobs step back behind requests, pushes and sweeps.
 BULK_NICE = 10

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from accounting import clients, clock, links, storage, vault
 from accounting.clients import Kind
 from accounting.ids import new_id
-from api import feed_rows
+from api import feed_rows, garbage
 from bench.side_by_side import fresh_store, out, rate, table, timed
 from integrations import feeds, imports
 
@@ -98,6 +98,7 @@ def start(uri: str) -> None:
     if not _started:
         storage.connect(uri)
         vault.configure(SECRET)
+        garbage.settle()
         _started = True
 
 
