@@ -237,6 +237,7 @@ def _decide(
     overruling: Overruling | None,
     who: Callable[[], Who] | None = None,
 ) -> Decision:
+    head = head.reading(intake.days_read(activity, now))
     overruled = overruling.reasons if overruling else None
     judged = intake.judge(activity, head, now, lost_to=lost_to, overruled=overruled)
     replaces = exchanging.forerunners(activity.resident, judged.replaces)

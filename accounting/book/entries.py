@@ -3,7 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -77,6 +77,24 @@ class Head:
     def on_days(self, first: date, last: date) -> list[Noted]:
         """This account's entries of the city days `first` to `last`; see `book.on_days`."""
         return (self.days or on_days)(self.account, first, last)
+
+    def reading(self, days: tuple[date, date] | None) -> "Head":
+        """This head with the entries of `days`, first and last, read in one query.
+
+        For rules that look at them more than once; where `days` finds entries already, as it is.
+        """
+        if days is None or self.days is not None:
+            return self
+        begins, ends = days
+        read = on_days(self.account, begins, ends)
+
+        def found(account: str, first: date, last: date) -> list[Noted]:
+            if first < begins or last > ends:
+                return on_days(account, first, last)
+            since, until = first.isoformat(), last.isoformat()
+            return [noted for noted in read if since <= noted.cap_day <= until]
+
+        return replace(self, days=found)
 
 
 class Decision(NamedTuple):
