@@ -431,4 +431,6 @@ def consistent(after: State) -> str | None:
         free + wallet.held_points + wallet.spent + wallet.expired - wallet.owed_points
     ):
         return "earned points are not all available, pending, held, spent, expired or owed"
+    if wallet.dump() != after.get("wallet", {}):
+        return "its lots are not told once each, in their order"
     return None

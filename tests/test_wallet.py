@@ -481,21 +481,26 @@ def test_a_wallet_that_disagrees_with_its_balances_is_found() -> None:
     wallet = full_wallet()
     assert consistent(state_of(wallet, available=100, pending=11)) is None
     assert consistent({}) is None
+    twice = {"lots": [["city", MAY, 5, MAY, 5]], "earned": 5}
     wrong = {
+        "its lots are not told once each, in their order": {
+            "wallet": twice,
+            "balances": {"points/available": 5},
+        },
         "its available points do not equal its lots": state_of(wallet, available=99, pending=11),
         "its pending points do not equal its lots": state_of(wallet, available=100, pending=12),
         "its owed points do not equal its lots": state_of(
             wallet, available=100, pending=11, owed=-1
         ),
-        "it holds an empty or negative lot": state_of(Wallet(lots=[Lot(MAY, "city", 0)])),
+        "it holds an empty or negative lot": state_of(Wallet(points_of={(MAY, "city"): 0})),
         "its held points do not equal its lots": state_of(
             wallet, available=100, pending=11, held=1
         ),
         "it owes points and has some that could pay": state_of(
-            Wallet(lots=[Lot(MAY, "city", 5)], owed={"city": 1}, earned=4), available=5, owed=-1
+            Wallet(points_of={(MAY, "city"): 5}, owed={"city": 1}, earned=4), available=5, owed=-1
         ),
         "earned points are not all available, pending, held, spent, expired or owed": state_of(
-            Wallet(lots=[Lot(MAY, "city", 5)], earned=4), available=5
+            Wallet(points_of={(MAY, "city"): 5}, earned=4), available=5
         ),
     }
     assert {problem: consistent(state) for problem, state in wrong.items()} == {
