@@ -11,7 +11,7 @@ import click
 from pymongo.errors import PyMongoError
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from accounting import audit, clients, jobs, pace, storage, vault
@@ -259,9 +259,7 @@ class _Screen:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TaskProgressColumn(),
             TextColumn("{task.fields[said]}"),
-            TimeElapsedColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
