@@ -38,7 +38,7 @@ from api.city.partners import PARTNERS, Row, writer
 from api.config import Config
 from bench import bare_city, seeding
 from bench import book as bare_book
-from bench.city_load import Public, at_a_rate, one_by_one, settle
+from bench.city_load import KINDS, WARM_UP, Public, at_a_rate, one_by_one, settle
 from bench.city_stack import PORT, Stack, city_stack
 from bench.seeding import SECRET, SEED, elsewhere
 from bench.serving import ask
@@ -163,8 +163,12 @@ def measured(
     partners = sign_up()
     public = settle(min(PUBLIC, residents))
     public.sign_in()
-    began = time.perf_counter()
+    began, before = time.perf_counter(), stack.cpu_s()
     told["idle"] = one_by_one(public, wanted.reads).told()
+    asked = len(KINDS) * (WARM_UP + wanted.reads)
+    told["idle"]["us_a_read"] = {
+        name: round(us / asked) for name, us in spent_us(stack, before).items()
+    }
     said(f"idle reads {told['idle']['reads']}", time.perf_counter() - began)
     # Before anything comes in, so that as little moves in every city.
     told["regrade"] = regraded(stack, residents, wanted.grade_residents)
@@ -310,6 +314,7 @@ def imported(
     rows = sum(count for *_, count in handed)
     return {
         "rows": rows,
+        "bytes": sum(len(data) for _, _, data, _ in handed),
         "seconds": round(took, 2),
         "rows_a_second": round(rows / took),
         "counts": dict(counts),

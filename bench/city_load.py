@@ -30,6 +30,7 @@ READS = {
 BANK_QUERY = "bank query"
 KINDS = (*READS, BANK_QUERY)
 CALLERS = 12
+WARM_UP = 20
 
 
 @dataclass
@@ -130,7 +131,7 @@ def one_by_one(public: Public, each: int) -> Waits:
     """Every kind in turn over one connection, nothing else going on."""
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
     for kind in KINDS:  # What a process reads once is not a read.
-        for _ in range(20):
+        for _ in range(WARM_UP):
             path, headers = public.request(kind)
             status, body = ask(connection, "GET", path, headers=headers)
             assert status == 200, (kind, body)

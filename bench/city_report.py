@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEGIN, END = "<!-- tables: python -m bench.city_report -->", "<!-- end of tables -->"
+PLAN, PLAN_END = "<!-- plan: python -m bench.city_report -->", "<!-- end of plan -->"
 City = dict[str, Any]
 Value = Callable[[City], float]
 # What holds an activity once it is credited; the others are there once a resident.
@@ -42,10 +43,16 @@ def main() -> None:
         plot = drawing.png(lambda figure, draw=draw: draw(figure, cities), height_in=4.2)
         (wanted.folder / f"{name}.png").write_bytes(plot)
     page = wanted.page.read_text("utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    tables = "\n\n".join(make(cities) for make in TABLES)
-    wanted.page.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", "utf-8")
+    page = between(page, BEGIN, END, "\n\n".join(make(cities) for make in TABLES))
+    page = between(page, PLAN, PLAN_END, plan(cities))
+    wanted.page.write_text(page, "utf-8")
+
+
+def between(page: str, begin: str, end: str, text: str) -> str:
+    """The page with a text between two marks."""
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -200,6 +207,108 @@ def memory(cities: Sequence[City]) -> str:
 
 
 TABLES = (costs, waits, disk, memory)
+
+
+# --- the paper plan -----------------------------------------------------------------------------
+
+SIZES_PLANNED = (2_334_000, 10_000_000, 100_000_000)
+ACTIVITIES_A_DAY, NIGHT_S = 5, 6 * 3_600
+# Of all residents, who looks in the busiest hour, and how many reads that is.
+LOOKING, READS_EACH = 0.1, 6
+# A member of a shard: half of its cores may be busy, 80 % of its disk full.
+MEMBER_CORES, MEMBER_DISK_TB, MEMBER_MEMORY_GB = 16, 4, 128
+BUSY, FULL, CACHED = 0.5, 0.8, 0.5
+TB, GB = 1e12, 1e9
+
+
+def plan(cities: Sequence[City]) -> str:
+    """What larger cities take by the costs of the largest one that was measured."""
+    city = cities[-1]
+    row, read = city["import"]["us_a_row"], city["idle"]["us_a_read"]
+    graded = city["regrade"]["cpu_us_a_resident"]
+    grading_us = graded["worker"] + graded["mongod"]
+    hot = hot_bytes_a_resident(city)
+    logged = sum(city["disk"][name]["bson"] for name in OF_ACTIVITIES if name in city["disk"])
+    logged_each = logged / city["seeding"]["reports"]
+
+    def column(residents: int) -> list[float]:
+        a_day = residents * ACTIVITIES_A_DAY
+        rows_s, reads_s = a_day / NIGHT_S, residents * LOOKING * READS_EACH / 3_600
+        mongod_cores = (rows_s * row["mongod"]) / 1e6
+        year_tb = a_day * 365 * bytes_an_activity(city) / TB
+        hot_gb = residents * hot / GB
+        by_cores = mongod_cores / (MEMBER_CORES * BUSY)
+        by_disk = year_tb / (MEMBER_DISK_TB * FULL)
+        by_memory = hot_gb / (MEMBER_MEMORY_GB * CACHED)
+        return [
+            residents,
+            a_day / 1e6,
+            rows_s,
+            rows_s * row["worker"] / 1e6,
+            mongod_cores,
+            rows_s * row["follower"] / 1e6,
+            residents * grading_us / 1e6 / NIGHT_S,
+            reads_s,
+            reads_s * read["api"] / 1e6,
+            reads_s * read["mongod"] / 1e6,
+            year_tb,
+            a_day * logged_each / GB,
+            hot_gb,
+            a_day * city["import"]["bytes"] / city["import"]["rows"] / GB,
+            by_cores,
+            by_disk,
+            by_memory,
+        ]
+
+    columns = [column(residents) for residents in SIZES_PLANNED]
+    body = [
+        [name, *(_rounded(one[place]) for one in columns)] for place, name in enumerate(PLANNED)
+    ]
+    return rows([body[0][0], *body[0][1:]], body[1:])
+
+
+PLANNED = (
+    "residents",
+    "activities a day, millions",
+    "rows a second, in six hours",
+    "cores of workers for that",
+    "cores of mongod for that, on primaries",
+    "cores of followers for that",
+    "cores for grading everybody in six hours",
+    "reads a second in the busiest hour",
+    "cores of the API for that",
+    "cores of mongod for that",
+    "disk a year of one copy, TB",
+    "log of operations a day, GB",
+    "working set, GB",
+    "partners' files a day, gzip, GB",
+    "shards by cores",
+    "shards by a year of disk",
+    "shards by memory",
+)
+
+
+def hot_bytes_a_resident(city: City) -> float:
+    """What a night touches of each: account and links with their indexes, last entry, last month.
+
+    Documents as they lie in memory, which is not compressed.
+    """
+    kept = (
+        sum(city["disk"][name]["bson"] + city["disk"][name]["indexes"] for name in OF_RESIDENTS)
+        / city["residents"]
+    )
+    newest = sum(
+        (one["bson"] + one["indexes"]) / one["count"]
+        for one in (city["disk"][name] for name in ("entries", "summary_months", "summary_cursors"))
+    )
+    return kept + newest * city["seeding"]["active"] / city["residents"]
+
+
+def _rounded(value: float) -> str:
+    """Two digits that count are more than a plan knows; below ten one behind the point."""
+    if value >= 100:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 # --- plots --------------------------------------------------------------------------------------

@@ -14,18 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient, WriteConcern
 
-from accounting import clock, storage, vault
+from accounting import clock, following, storage, vault
 from api.city import people
 from api.city.partners import PARTNERS
 from bench import stencils
 from bench.stencils import Pattern
+from footprint import upkeep
 from integrations import servers
 from integrations.servers import Child
 
@@ -73,9 +74,15 @@ def elsewhere(do: Callable[..., T], *given: Any) -> T:
 
 
 def prepare(uri: str) -> None:
-    """Every index of the product, in the database of the URI; for a process of its own."""
+    """Every index of the product, in the database of the URI, and a follower that has its place.
+
+    Else the first thing that one does would be to walk over everybody. For a process of its own.
+    """
     storage.connect(uri)
     storage.ensure_indexes()
+    asked = chain([False], repeat(True))
+    upkeep.follow(lambda: next(asked))
+    assert following.lag(upkeep.FOLLOWER) is not None, "the place is kept"
 
 
 def live_patterns(uri: str, months: int) -> dict[str | None, list[Pattern]]:

@@ -292,7 +292,7 @@ def _sealed(stored: dict[str, list[bytes]], partner: str | None) -> list[bytes]:
 
 
 def _tokens_of(fact: dict[str, Any]) -> list[bytes]:
-    found, claim = [fact["event_id"].encode(), fact["fingerprint"].encode()], fact["claim"]
+    found, claim = [fact["event_id"].encode(), fact["fingerprint"].encode()], fact.get("claim")
     if claim is None:
         return [*found, b"", b""]
     name = claims._name(claim["kind"], claim["value"]).rpartition(":")[2]
