@@ -62,16 +62,18 @@ def left(now: datetime, limit: int) -> Iterator[Batch]:
         yield Batch(row["_id"], tuple(row["facts"]), row["begun_at"])
 
 
-def looked_at(batch: Batch, stored: int, now: datetime) -> None:
-    """Forget a batch whose facts that are `stored` have their outcome, if no more can come.
+def looked_at(batch: Batch, now: datetime, *, stored: int, left: int) -> None:
+    """Forget a batch none of whose `stored` facts is `left` without its outcome.
 
-    Those that are not there were sent before under another id, or are yet to be stored.
+    Those that are not there were sent before under another id, or are yet to be stored: they are
+    waited for. What is left is looked at again later, after what others left.
     """
-    if stored == len(batch.facts) or batch.begun_at <= now - AWAITED:
-        end(batch.id)
-    else:
+    awaited = stored < len(batch.facts) and batch.begun_at > now - AWAITED
+    if left or awaited:
         later = {"$set": {"look_at": now + LOOK_EVERY}}
         _collection().update_one({"_id": batch.id}, later)
+    else:
+        end(batch.id)
 
 
 def _collection() -> "Collection[storage.Doc]":

@@ -57,11 +57,10 @@ def sweep(now: datetime) -> int:
 
 
 def _sweep_one(batch: Batch) -> None:
+    # One by one, so that what cannot be finished holds up no other.
     facts, stored = activities.booked(batch.facts)
-    for end in resume(facts).values():
-        if isinstance(end, DomainError):
-            raise end
-    underway.looked_at(batch, stored, clock.now())
+    finished = sweeping.each("activity of a batch", facts, crediting.resume)
+    underway.looked_at(batch, clock.now(), stored=stored, left=len(facts) - finished)
 
 
 def _take_in(facts: Sequence[Activity], *, booked: bool) -> list[Received]:

@@ -257,6 +257,20 @@ def test_a_batch_that_is_still_at_work_is_not_forgotten() -> None:
     assert {(one.state, one.mg) for one in told()} == {("settled", 139_880)}
 
 
+def test_one_of_a_batch_that_cannot_be_finished_does_not_hold_up_the_others(crew: Crew) -> None:
+    step = Death("footprint.activities:receive_many", "after")
+    assert crew.run("take_in_a_mess", step, seed=1) == KILLED
+    odd = newest("activities").find_one({"state": "booked"})["_id"]
+    storage.database()["activities"].update_one({"_id": odd}, {"$set": {"methodology": "?"}})
+    with clock.travel(timedelta(minutes=2)):
+        crediting.sweep(clock.now())
+        assert batches.sweep(clock.now()) == 1
+        assert [row["_id"] for row in newest("activities").find({"state": "booked"})] == [odd]
+    with clock.travel(timedelta(hours=2)):
+        assert batches.sweep(clock.now()) == 1
+        assert newest("underway").count_documents({}) == 1
+
+
 def test_batches_of_eight_workers_on_the_same_people_credit_each_event_once(crew: Crew) -> None:
     jobs = [job("take_in_a_mess", seed=worker % 2) for worker in range(8)]
     ends = crew.wait(crew.start(*jobs))
