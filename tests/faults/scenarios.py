@@ -290,11 +290,11 @@ def finish_upload(upload_id: str) -> str:
     return uploads.finish(upload).id
 
 
-def run_shares(job_id: str, chunk_rows: int, first: int) -> str:
-    """A worker that takes up every share of an import, beginning with one of them."""
+def run_shares(job_id: str, chunk_rows: int, first: int, leave: int = 0) -> str:
+    """A worker that takes up the shares of an import, from one of them round, and leaves some."""
     imports.CHUNK_ROWS = chunk_rows
     made = [one.id for one in jobs.shares(job_id, imports.SHARES_MAX)]
-    for one in made[first:] + made[:first]:
+    for one in made[first:] + made[leave:first]:
         imports.run(one, bus_rows)
     job = jobs.get(job_id)
     assert job is not None
