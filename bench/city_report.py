@@ -347,6 +347,9 @@ def draw_costs(figure: "Figure", cities: Sequence[City]) -> None:
     _by_size(left, cities, "导入一行 One row of a file", "CPU µs")
     graded: dict[str, Value] = {
         "评级 grading": lambda city: city["regrade"]["us_a_resident"],
+        "评级的处理器 grading, CPU": lambda city: sum(
+            city["regrade"]["cpu_us_a_resident"].values()
+        ),
         "裸聚合 bare aggregation": lambda city: city["bare"]["us_a_document"],
     }
     _lines(right, cities, graded)
@@ -382,7 +385,11 @@ def draw_waits(figure: "Figure", cities: Sequence[City]) -> None:
     }
     _lines(axes, cities, named)
     axes.set_yscale("log")
+    axes.set_ylim(1, None)
     _by_size(axes, cities, "读请求等待 Waits of reads", "ms")
+    ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000]
+    most = axes.get_ylim()[1]
+    axes.set_yticks(*zip(*((tick, f"{tick:,}") for tick in ticks if tick <= most), strict=True))
 
 
 def draw_memory(figure: "Figure", cities: Sequence[City]) -> None:
