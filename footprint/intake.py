@@ -182,6 +182,8 @@ def judge(
     refs["covered_mg"] = credit.covered_mg
     if behaviour.formula == "capped_steps" and credit.counted:
         refs["best"] = activity.quantity
+        if before.mg:
+            refs["above_mg"] = before.mg
     refs["overall"] = behaviour.dimension in rules_then.overall_dimensions
     refs["bank_grade"] = (
         behaviour.bank_grade

@@ -66,11 +66,13 @@ def give(
     maturity: timedelta,
     who: Callable[[], Who] | None = None,
     replaces: Sequence[Forerunner] = (),
+    above_mg: int = 0,
 ) -> Award:
     """Give an account the points for `mg` milligrams of an activity of `day`, decided at `now`.
 
     `who` is the resident as campaigns see them, for callers who read many at once. What is mature
-    on arrival moves on in the same entry. Of what it replaces only the difference moves.
+    on arrival moves on in the same entry. Of what it replaces only the difference moves. `above_mg`
+    has its points already, see `earning.earn`.
     """
     counters = _Counters.load(head, now)
     for one in replaces:
@@ -83,6 +85,7 @@ def give(
         now=now,
         who=who or (lambda: audience.of(head.account)),
         used=counters.used,
+        above_mg=above_mg,
     )
     waived = exchanging.exchange(wallet, replaces, earned.parts, over=over, maturity=maturity)
     wallet.advance(now)

@@ -253,6 +253,7 @@ def _decide(
         over=activity.over,
         maturity=_maturity(activity),
         replaces=replaces,
+        above_mg=judged.refs.get("above_mg", 0),
         who=who,
     )
     changes = exchanging.changes(replaces, award.waived)

@@ -247,10 +247,13 @@ def earn(
     now: datetime,
     who: Callable[[], Who],
     used: Used,
+    above_mg: int = 0,
 ) -> Earned:
     """What milligrams of an activity of `day` earn when it is decided at `now`.
 
-    `who` is asked only where a campaign has a target group, `used` only where it has a cap.
+    They come on top of `above_mg`, which has its points: both together are rounded down once, so a
+    total told in ten parts earns what it earns told at once. `who` is asked only where a campaign
+    has a target group, `used` only where it has a cap.
     """
     assert mg >= 0, mg
     plan = _plan(terms, behaviour, day, bisect_right(terms.turns, now))
@@ -260,10 +263,12 @@ def earn(
         offers = [offer for offer in offers if offer.campaign is None or offer.fits(known, day)]
     parts: list[Part] = []
     reasons: list[str] = []
-    total = whole = 0
+    total = whole = uncapped = 0
     for offer in offers:
-        before, total = total, total + offer.weight
-        points = total * mg // plan.per - before * mg // plan.per
+        total += offer.weight
+        sum_of_both = total * (above_mg + mg) // plan.per
+        points = max(sum_of_both - total * above_mg // plan.per - uncapped, 0)
+        uncapped += points
         if offer.why is not None:
             reasons.append(offer.why)
         limit = None
@@ -336,13 +341,14 @@ def _plan(terms: Terms, behaviour: str, day: date, turn: int) -> _Plan:
     return _Plan(rule, offers, per, targeted)
 
 
-def split(parts: Iterable[Part], mg: int) -> list[int]:
+def split(parts: Iterable[Part], mg: int, above_mg: int = 0) -> list[int]:
     """What each part of an entry pays for `mg` milligrams instead, rounded like the first time."""
-    total, amounts = Fraction(0), []
+    total, uncapped, amounts = Fraction(0), 0, []
     for part in parts:
-        before = total.__floor__()
-        total += Fraction(part.num, part.den) * mg
-        points = total.__floor__() - before
+        total += Fraction(part.num, part.den)
+        sum_of_both = (total * (above_mg + mg)).__floor__()
+        points = max(sum_of_both - (total * above_mg).__floor__() - uncapped, 0)
+        uncapped += points
         amounts.append(points if part.limit is None else min(points, part.limit))
     return amounts
 

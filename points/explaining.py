@@ -27,6 +27,10 @@ _SHARE: Final[dict[Language, str]] = {
     "zh": "另每克 {rate} 分，合计取整后为 {points} 分，由 {funder} 承担。",
     "en": "And {rate} points a gram, {points} points of the sum rounded down, paid by {funder}.",
 }
+_ABOVE: Final[dict[Language, str]] = {
+    "zh": "同日较低的总数已按 {g} 克计分，两者合计只向下取整一次。",
+    "en": "A lower total of the day has its points for {g} g; both together are rounded down once.",
+}
 _NONE: Final[dict[Language, str]] = {"zh": "没有积分。", "en": "No points."}
 
 
@@ -49,28 +53,43 @@ def of_share(bill: Bill, resident: str, language: Language) -> dict[str, Any]:
 def _points(entry: Entry | None, language: Language) -> dict[str, Any]:
     refs: Mapping[str, Any] = entry.refs if entry is not None else {}
     if "rule" not in refs:
-        return {"points": 0, "rule": None, "funder": None, "parts": [], "text": _NONE[language]}
+        nothing: dict[str, Any] = {
+            "points": 0,
+            "above_mg": 0,
+            "rule": None,
+            "funder": None,
+            "parts": [],
+        }
+        return nothing | {"text": _NONE[language]}
     parts = earning.parts_of(refs)
+    says = [
+        _says(part, place)[language].format(
+            g=working.shown_g(refs["mg"]),
+            rate=_a_gram(part),
+            points=part.points,
+            campaign=part.campaign,
+            funder=part.funder,
+        )
+        for place, part in enumerate(parts)
+    ]
+    if "above_mg" in refs:
+        says.append(_ABOVE[language].format(g=working.shown_g(refs["above_mg"])))
     return {
         "points": refs["points"],
+        # What a lower total of the day has its points for: both together are rounded down once.
+        "above_mg": refs.get("above_mg", 0),
         "rule": refs["rule"],
         "funder": refs["funder"],
         "parts": [_part(part) for part in parts],
-        "text": " ".join(
-            _says(part, place)[language].format(
-                g=working.shown_g(refs["mg"]),
-                rate=_a_gram(part),
-                points=part.points,
-                campaign=part.campaign,
-                funder=part.funder,
-            )
-            for place, part in enumerate(parts)
-        ),
+        "text": " ".join(says),
     }
 
 
 def _part(part: Part) -> dict[str, Any]:
-    """What a funder pays: the running sum of `exact` times milligrams, rounded down, in order."""
+    """What a funder pays, in order: the running sum of `exact` times milligrams, rounded down.
+
+    On top of `above_mg`: that of both together, less that of `above_mg`.
+    """
     return {
         "points": part.points,
         "funder": part.funder,

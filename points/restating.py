@@ -87,7 +87,7 @@ class _Worth:
     """Points of milligrams on the terms of an entry, which it names itself."""
 
     def points(self, refs: Mapping[str, Any], mg: int) -> int:
-        return sum(earning.split(earning.parts_of(refs), mg))
+        return sum(earning.split(earning.parts_of(refs), mg, refs.get("above_mg", 0)))
 
     def payers(self, refs: Mapping[str, Any], points: int) -> Mapping[str, int]:
         parts = earning.parts_of(refs)

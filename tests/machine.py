@@ -36,16 +36,16 @@ def worked_out(explained: dict[str, Any]) -> tuple[int, int]:
             assert value == max(step["cap"] - step["used_before"], 0), step
     mg = int(number)
     assert number == mg, "milligrams are whole"
-    return mg, paid(explained["points"]["parts"], mg)
+    return mg, paid(explained["points"]["parts"], mg, explained["points"]["above_mg"])
 
 
-def paid(parts: list[dict[str, Any]], mg: int) -> int:
+def paid(parts: list[dict[str, Any]], mg: int, above_mg: int) -> int:
     """What all parts pay: the running sum rounded down, less what a cap of a campaign held back."""
-    total, points = Fraction(0), 0
+    total, told, points = Fraction(0), 0, 0
     for part in parts:
-        before = floor(total)
-        total += Fraction(mg * part["exact"]["points_num"], part["exact"]["mg_den"])
-        worth = floor(total) - before
+        total += Fraction(part["exact"]["points_num"], part["exact"]["mg_den"])
+        worth = max(floor(total * (above_mg + mg)) - floor(total * above_mg) - told, 0)
+        told += worth
         limit = part["limit_points"]
         assert part["points"] == (worth if limit is None else min(worth, limit))
         points += part["points"]

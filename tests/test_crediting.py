@@ -483,6 +483,17 @@ def test_the_highest_step_total_of_a_day_counts() -> None:
     assert tell("walk_steps", 5_000, "2026-05-19 09:00", evidence="B").mg == 82_222
 
 
+def test_a_step_total_told_often_earns_what_it_earns_told_once() -> None:
+    # 1,000 steps = 16,444 mg, 2,000 = 32,888, 18,000 = 296,000; rounded one by one 295 points.
+    told = [tell("walk_steps", steps, evidence="B") for steps in (1_000, 2_000, 18_000)]
+    assert [one.mg for one in told] == [16_444, 16_444, 263_112]
+    assert [one.points for one in told] == [16, 16, 264]
+    assert tell("walk_steps", 18_000, who=BO, evidence="B").points == 296
+    # Taken back, the highest leaves what the others earned.
+    assert crediting.reverse(told[2], reason="shaken", by="operator").points == 0
+    assert statements.balance(ANNA).pending == 32
+
+
 def test_a_step_total_taken_back_makes_room_for_a_true_one() -> None:
     wrong = tell("walk_steps", 18_000)
     crediting.reverse(wrong, reason="shaken", by="operator")

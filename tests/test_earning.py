@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -54,6 +55,7 @@ def earned(
     now: datetime = NOON,
     who: Callable[[], Who] = lambda: ANNA,
     used: tuple[int, int] = (0, 0),
+    above_mg: int = 0,
 ) -> Earned:
     return earning.earn(
         mg,
@@ -63,6 +65,7 @@ def earned(
         now=now,
         who=who,
         used=lambda campaign, day: used,
+        above_mg=above_mg,
     )
 
 
@@ -239,6 +242,27 @@ def test_parts_add_up_to_the_exact_sum_rounded_down(
     assert min(part.points for part in found.parts) >= 0
     # An entry can be judged again from what it says.
     assert earning.split(found.parts, mg) == [part.points for part in found.parts]
+
+
+@given(
+    totals=st.lists(st.integers(0, 10**7), min_size=2, max_size=6).map(sorted),
+    permille=st.integers(0, 1_000),
+    multiplier=st.fractions(Fraction(1), Fraction(5), max_denominator=100),
+    share=st.integers(1, 99),
+)
+def test_a_growing_total_earns_at_each_part_what_it_grows_by(
+    totals: list[int], permille: int, multiplier: Fraction, share: int
+) -> None:
+    low = (rate(permille),)
+    told = [earned(mg - above, rates=low, above_mg=above) for above, mg in pairwise([0, *totals])]
+    assert sum(one.points for one in told) == earned(totals[-1], rates=low).points
+    three = replace(RULE, funders=(Share("city", share), Share("bank", 100 - share)))
+    for above, mg in pairwise(totals):
+        found = earned(mg - above, campaign(str(multiplier)), rule=three, above_mg=above)
+        assert min(part.points for part in found.parts) >= 0
+        assert earning.split(found.parts, mg - above, above) == [
+            part.points for part in found.parts
+        ]
 
 
 @given(points=st.integers(-(10**6), 10**6))
