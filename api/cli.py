@@ -25,6 +25,7 @@ from accounting import clock, indexing, proofs, storage, vault, verifying
 from accounting import factors as the_factors
 from accounting.factors import review
 from accounting.verifying import Broken, Place
+from api import config as settings
 from api import grading, job_commands, launch, operators, processes, stack, stores
 from api.backup.archive import BackupError
 from api.backup.command import backup, restore
@@ -32,6 +33,7 @@ from api.bookkeeping import RULES
 from api.city.command import city as make_city
 from api.config import Config, ConfigError
 from api.operators import data_dir_option
+from api.status import status
 from footprint import versions
 from integrations.servers import LOOPBACK, ServerError
 from points.simulating import City
@@ -59,6 +61,24 @@ def up(data_dir: Path, host: str, port: int, demo: bool) -> None:
 
 
 @tanhui.command()
+@data_dir_option
+def restart(data_dir: Path) -> None:
+    """Start the parts of a running `tanhui up` anew, with the code that is installed now.
+
+    Indexes first, then each worker when its tasks are finished, then the API: the new one takes
+    requests before the old one ends, so no caller is refused. MongoDB and Redis go on.
+    """
+    with stack.store(data_dir) as store:
+        facts = settings.StackFacts(data_dir.absolute()).read()
+        if facts is None or not facts["ready"]:
+            raise stack.StackError(f"no stack runs on {data_dir}: start it with `tanhui up`")
+        for one in stores.make_indexes(store.mongodb_uri):
+            click.echo(f"{one.kind}, left as it is: {_named(one)}", err=True)
+    stack.restart(data_dir)
+    click.echo("Every part runs anew.")
+
+
+@tanhui.command()
 @click.option("--drop", is_flag=True, help="Drop indexes nobody declares, replace differing ones.")
 def prepare(drop: bool) -> None:
     """Check the servers that MONGODB_URI and REDIS_URL name, and make every index they lack.
@@ -70,7 +90,7 @@ def prepare(drop: bool) -> None:
     stores.check_mode(config)
     stores.check_redis(config)
     left = stores.make_indexes(
-        config,
+        config.mongodb_uri,
         lambda one: click.echo(f"{'drop' if one.declared is None else 'build'}  {_named(one)}"),
         drop=drop,
     )
@@ -255,6 +275,7 @@ tanhui.add_command(backup)
 tanhui.add_command(restore)
 tanhui.add_command(job_commands.jobs_group)
 tanhui.add_command(job_commands.import_)
+tanhui.add_command(status)
 
 
 @tanhui.command()

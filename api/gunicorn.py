@@ -5,8 +5,10 @@ what opens connections happens in each worker, in `api.wsgi`.
 """
 
 import json
+import os
 import uuid
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from flask import g
@@ -16,6 +18,8 @@ from gunicorn.workers.gthread import ThreadWorker
 
 import api.app  # noqa: F401
 from api import garbage, problems
+from api.metrics import MULTIPROCESS_DIR
+from api.processes import SERVING
 
 # The longest gunicorn allows: what is longer than a parameter may be is then refused by its field.
 limit_request_line = 8190
@@ -31,6 +35,8 @@ Content-Length: {size}\r
 def post_worker_init(worker: Any) -> None:
     """Looking for garbage in what a process was started with takes time."""
     garbage.settle()
+    if folder := os.environ.get(MULTIPROCESS_DIR):
+        Path(folder, f"{SERVING}{worker.ppid}").touch()
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]

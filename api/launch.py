@@ -12,19 +12,31 @@ import socket
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from accounting import indexing
 from api import config as settings
 from api import processes, stores
 from api.config import Config, ConfigError
 from api.stack import StackError, open_servers
-from api.supervisor import Say, Stopped, Watched, await_ready, stop_signals, watch
+from api.supervisor import (
+    Say,
+    Stopped,
+    Watched,
+    await_ready,
+    restart_signal,
+    stop_signals,
+    watch,
+)
 from integrations import servers
 from integrations.servers import Child
+
+# A little more than a part takes to finish what it has begun.
+ENDS_SECONDS = processes.GRACEFUL_SECONDS + 5
 
 
 def _print(line: str) -> None:
@@ -47,9 +59,13 @@ def up(
     if demo and not settings.is_loopback(host):
         raise ConfigError(f"--demo listens on loopback only: --host {host} is not")
     try:
-        with stop_signals() as stop_asked, ExitStack() as parts:
-            watched = _start(parts, stop_asked, data_dir, host, port, demo, env, say)
-            watch(watched, stop_asked, say)
+        with (
+            stop_signals() as stop_asked,
+            restart_signal() as restart_asked,
+            ExitStack() as parts,
+        ):
+            watched, restart = _start(parts, stop_asked, data_dir, host, port, demo, env, say)
+            watch(watched, stop_asked, say, restart_asked, restart)
     except Stopped:
         say("Stopped.")
 
@@ -63,8 +79,11 @@ def _start(
     demo: bool,
     env: Mapping[str, str],
     say: Say,
-) -> list[Watched]:
-    """Start the parts in order; `parts` stops them in reverse, ours all at once."""
+) -> tuple[list[Watched], Callable[[], None]]:
+    """Start the parts in order; `parts` stops them in reverse, ours all at once.
+
+    Returns what to look after, and what starts ours anew without a gap.
+    """
     data_dir = settings.prepare(data_dir)
     keep = parts.enter_context(settings.claim(data_dir, "`tanhui up`"))
     state = settings.StackFacts(data_dir)
@@ -81,7 +100,7 @@ def _start(
     stores.check_mode(config)
     stores.check_redis(config)
     # Of embedded servers nobody else is served: what differs may be dropped and built again.
-    for one in stores.make_indexes(config, replace=not env.get("MONGODB_URI")):
+    for one in stores.make_indexes(config.mongodb_uri, replace=not env.get("MONGODB_URI")):
         if one.kind == indexing.DIFFERENT:
             raise StackError(
                 f"the index {one.name} of {one.collection} is not as this release declares it: "
@@ -89,10 +108,12 @@ def _start(
             )
     say("indexes    ready")
 
-    def start(child: Child) -> None:
-        parts.callback(child.stop, processes.GRACEFUL_SECONDS + 5)
+    def start(child: Child) -> Watched:
+        one = Watched(child)
+        parts.callback(one.stop, ENDS_SECONDS)
         child.start()
-        watched.append(Watched(child))
+        watched.append(one)
+        return one
 
     if demo and not config.fcm_url and not config.google_credentials:
         standin, fcm_url, listening = processes.fcm_standin(data_dir, keep)
@@ -100,7 +121,7 @@ def _start(
         await_ready(standin, listening, stop_asked)
         config = replace(config, fcm_url=fcm_url)
         say(f"FCM        ready  {fcm_url}  (a stand-in: pushes end there)")
-    facts = {
+    facts: dict[str, Any] = {
         "pid": os.getpid(),
         "base_url": base_url,
         "demo": demo,
@@ -114,10 +135,13 @@ def _start(
     started_ns = time.time_ns()
     parts_of_ours = processes.of(config, door, keep)
     api, workers, beat = parts_of_ours.api, parts_of_ours.workers, parts_of_ours.beat
-    ours = (parts_of_ours.follower, *parts_of_ours.watchers, *workers, beat, api)
-    for child in ours:
-        start(child)
-    parts.callback(_ask, ours)  # None needs another to end, so all end at once.
+    others = [start(child) for child in (parts_of_ours.follower, *parts_of_ours.watchers)]
+    at_work = [start(worker) for worker in workers]
+    others.append(start(beat))
+    at_the_door = start(api)
+    parts.callback(
+        _ask, [*others, *at_work, at_the_door]
+    )  # None needs another to end, so all end at once.
     parts.callback(door.close)  # Before gunicorn is told to stop: nobody new comes in.
     if demo:
         _seed(config)
@@ -132,17 +156,38 @@ def _start(
     say("beat       ready")
     if config.drop_folder:
         say(f"watcher    ready  {config.drop_folder}")
-    state.write({**facts, "ready": True})
+    ready = {**facts, "ready": True, "restarts": 0, "problem": None}
+    state.write(ready)
+
+    def restart() -> None:
+        """Workers, then the API, then the rest: the order of a release."""
+        ready["restarts"] += 1
+        try:
+            for one in at_work:
+                one.start_anew(ENDS_SECONDS)
+                await_ready(one.child, lambda: processes.consumes(config.redis_url), stop_asked)
+            at_the_door.hand_over(
+                lambda child: processes.serves(data_dir, child.pid), stop_asked, ENDS_SECONDS
+            )
+            for one in others:
+                one.start_anew(ENDS_SECONDS)
+        except StackError as error:
+            ready["problem"] = str(error)
+        else:
+            ready["problem"] = None
+        state.write(ready)
+        say(f"not restarted: {ready['problem']}" if ready["problem"] else "restarted")
+
     say(f"\nTanhui is up: {base_url}  (API pages: {base_url}/docs, logs: {data_dir / 'log'})")
     if demo:
         say(_what_to_try(base_url, data_dir))
     say("Ctrl-C stops everything.")
-    return watched
+    return watched, restart
 
 
-def _ask(children: Iterable[Child]) -> None:
-    for child in children:
-        child.ask()
+def _ask(watched: Iterable[Watched]) -> None:
+    for one in watched:
+        one.child.ask()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -25,6 +25,8 @@ API_WORKERS = 2
 API_THREADS = 8
 WORKER_THREADS = 4
 GRACEFUL_SECONDS = 20
+# Beside the counters, with the id of the gunicorn whose first process is ready.
+SERVING = "serving-"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def command(name: str, config: Config, bind: str) -> list[str]:
 
 def environment(config: Config, given: Mapping[str, str]) -> dict[str, str]:
     """What a part finds in its environment; its counters start from nothing."""
-    metrics = config.data_dir / "metrics"
+    metrics = _metrics(config.data_dir)
     shutil.rmtree(metrics, ignore_errors=True)  # Counters of processes that are gone.
     metrics.mkdir(mode=0o700, parents=True)
     inherited = {name: value for name, value in given.items() if name[:7] != "TANHUI_"}
@@ -71,6 +73,10 @@ def environment(config: Config, given: Mapping[str, str]) -> dict[str, str]:
         "PROMETHEUS_MULTIPROC_DIR": str(metrics),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _metrics(data_dir: Path) -> Path:
+    return data_dir / "metrics"
 
 
 def become(name: str, config: Config, bind: str, given: Mapping[str, str]) -> NoReturn:
@@ -153,6 +159,11 @@ def answers(base_url: str) -> bool:
         return False  # Not serving yet.
     finally:
         connection.close()
+
+
+def serves(data_dir: Path, pid: int) -> bool:
+    """Whether a process of this gunicorn has built the application and takes requests."""
+    return (_metrics(data_dir) / f"{SERVING}{pid}").exists()
 
 
 def consumes(redis_url: str) -> bool:

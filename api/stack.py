@@ -4,6 +4,7 @@ They attach to a running one through `<data-dir>/stack.json`. `api/launch.py` is
 """
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 READY_SECONDS = 300
 STOP_SECONDS = 180
 ATTACH_SECONDS = 60
+# Each part may take its time to finish and to start.
+RESTART_SECONDS = 600
 POLL_SECONDS = 0.05
 
 
@@ -70,6 +73,29 @@ def _ready_url(child: Child, data_dir: Path) -> str:
         time.sleep(POLL_SECONDS)
     lines = child.output().strip().splitlines() or ["the stack did not become ready"]
     raise StackError(lines[-1].removeprefix("tanhui: "))
+
+
+def restart(data_dir: Path) -> None:
+    """Have the `tanhui up` on this directory start its parts anew, and wait until it did.
+
+    Raises StackError when one did not become ready; the old API goes on then.
+    """
+    state = settings.StackFacts(data_dir.absolute())
+    before = state.read()
+    if before is None or not before["ready"]:
+        raise StackError(f"no stack runs on {data_dir}: start it with `tanhui up`")
+    os.kill(before["pid"], signal.SIGUSR2)
+    deadline = time.monotonic() + RESTART_SECONDS
+    while time.monotonic() < deadline:
+        facts = state.read()
+        if facts is None:
+            raise StackError(f"the stack on {data_dir} ended meanwhile: read what it said")
+        if facts["restarts"] > before["restarts"]:
+            if facts["problem"]:
+                raise StackError(f"{facts['problem']}; what ran before goes on")
+            return
+        time.sleep(POLL_SECONDS)
+    raise StackError(f"the parts on {data_dir} were not ready in {RESTART_SECONDS} s")
 
 
 @dataclass(frozen=True)

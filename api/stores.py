@@ -86,7 +86,7 @@ def check_redis(config: Config) -> None:
 
 
 def make_indexes(
-    config: Config,
+    mongodb_uri: str,
     tell: Callable[[Finding], None] = lambda finding: None,
     *,
     drop: bool = False,
@@ -102,7 +102,7 @@ def make_indexes(
     import api.app  # noqa: F401
 
     try:
-        storage.connect(config.mongodb_uri)
+        storage.connect(mongodb_uri)
         storage.check_topology()
         storage.ensure_shapes()
         left = indexing.build(tell, drop=drop, replace=replace)

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import NoReturn
 
@@ -52,6 +52,17 @@ def stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def restart_signal() -> Iterator[threading.Event]:
+    """SIGUSR2 sets the event: somebody wants our parts started anew without a gap."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGUSR2, lambda _number, _frame: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 def await_ready(child: Child, ready: Callable[[], bool], stop_asked: threading.Event) -> None:
     """Wait until it is; raises StackError when the child stops or takes too long."""
     deadline = time.monotonic() + READY_SECONDS
@@ -71,11 +82,37 @@ def await_ready(child: Child, ready: Callable[[], bool], stop_asked: threading.E
 
 @dataclass
 class Watched:
-    """A child and its recent failures."""
+    """A child and its recent failures. Another may take the place of the child."""
 
     child: Child
     failures: deque[float] = field(default_factory=lambda: deque(maxlen=FAILURES_MAX))
     start_at: float | None = None
+
+    def stop(self, seconds: float) -> None:
+        self.child.stop(seconds)
+
+    def start_anew(self, seconds: float) -> None:
+        """End the child when it has finished what it has begun, and start it again."""
+        self.child.stop(seconds)
+        self.start_at = None
+        self.child.start()
+
+    def hand_over(
+        self, ready: Callable[[Child], bool], stop_asked: threading.Event, seconds: float
+    ) -> None:
+        """Start a second child, and end the first only when the second is ready.
+
+        Raises StackError when it does not become ready; then the first goes on as before.
+        """
+        successor = replace(self.child)
+        try:
+            successor.start()
+            await_ready(successor, lambda: ready(successor), stop_asked)
+        except BaseException:
+            successor.stop(seconds)
+            raise
+        former, self.child, self.start_at = self.child, successor, None
+        former.stop(seconds)
 
     def look(self, now: float, say: Say) -> None:
         """Start the child again when it died; raises StackError when that does not help."""
@@ -100,9 +137,18 @@ class Watched:
         say(f"{child.name} stopped ({_exit(child)}); starting it again in {delay:g} s")
 
 
-def watch(watched: Sequence[Watched], stop_asked: threading.Event, say: Say) -> None:
+def watch(
+    watched: Sequence[Watched],
+    stop_asked: threading.Event,
+    say: Say,
+    restart_asked: threading.Event,
+    restart: Callable[[], None],
+) -> None:
     """Look after the children until a stop is asked for or one of them is beyond help."""
     while not stop_asked.is_set():
+        if restart_asked.is_set():
+            restart_asked.clear()
+            restart()
         for each in watched:
             each.look(time.monotonic(), say)
         time.sleep(WATCH_SECONDS)

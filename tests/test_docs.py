@@ -1,14 +1,17 @@
 """Documentation that a test can hold to the code."""
 
+import base64
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from api import cli
+from api.config import Config, ConfigError
 from footprint import methodology
 from footprint.reasons import REASONS
 
@@ -81,3 +84,47 @@ def test_no_committed_file_names_a_lock_or_a_download_address() -> None:
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert "uv.lock" not in listed
+
+
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+FACTS = ("Type", "Default", "Example", "Who needs it", "When it is wrong", "To change it")
+
+
+def _settings_read() -> set[str]:
+    """Every name that reading a configuration asks its environment for."""
+    asked: set[str] = set()
+
+    class Asked(dict[str, str]):
+        def get(self, name: str, default: Any = None) -> Any:
+            asked.add(name)
+            return super().get(name, default)
+
+    with pytest.raises(ConfigError):
+        Config.from_env(Asked())
+    return asked
+
+
+def test_every_setting_is_in_the_configuration_document_and_no_other() -> None:
+    parts = re.split(r"^## `(\w+)`$", CONFIGURATION, flags=re.M)[1:]
+    settings = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert set(settings) == _settings_read()
+    for name, text in settings.items():
+        assert re.findall(r"^- \*\*(.+?)\*\*: \S", text, re.M) == list(FACTS), name
+
+
+def test_every_example_in_the_configuration_document_is_accepted(tmp_path: Path) -> None:
+    parts = re.split(r"^## `(\w+)`$", CONFIGURATION, flags=re.M)[1:]
+    examples = {
+        name: found[1]
+        for name, text in zip(parts[::2], parts[1::2], strict=True)
+        if (found := re.search(r"^- \*\*Example\*\*: `([^`]+)`$", text, re.M))
+    }
+    # A demo is on loopback, files and folders are where the example says: those are not here.
+    for name in ("TANHUI_DEMO", "GOOGLE_APPLICATION_CREDENTIALS"):
+        del examples[name]
+    for name in ("TANHUI_PUSH_FOLDER", "TANHUI_DROP_FOLDER", "TANHUI_DATA_DIR"):
+        examples[name] = str(tmp_path / name)
+    examples["TANHUI_SECRET"] = base64.b64encode(bytes(32)).decode()
+    config = Config.from_env(examples)
+    assert config.proxies == 1
+    assert examples.items() <= config.environment().items()

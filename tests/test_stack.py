@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -346,6 +347,43 @@ def test_a_child_that_fails_now_and_then_is_always_started_again(tmp_path: Path)
         now += 20
     child.stop()
     assert len(said) == 10
+
+
+def test_a_child_ends_only_when_its_successor_is_ready(tmp_path: Path) -> None:
+    """The script is the release: with `broken` there it does not start."""
+    broken, ready = tmp_path / "broken", tmp_path / "ready"
+    script = f"test -e {broken} && exit 3; touch {ready}; exec sleep 600"
+    watched = Watched(Child("door", ["sh", "-c", script], tmp_path / "door.log"))
+    former, never = watched.child, threading.Event()
+    former.start()
+    try:
+        wait_until(ready.exists)
+        broken.touch()
+        with pytest.raises(StackError, match=r"door stopped while starting \(exit 3\)"):
+            watched.hand_over(lambda _child: False, never, 5)
+        assert watched.child is former
+        assert former.exit_code() is None
+
+        broken.unlink()
+        ready.unlink()
+
+        def is_ready(child: Child) -> bool:
+            assert former.exit_code() is None
+            return ready.exists()
+
+        watched.hand_over(is_ready, never, 5)
+        assert watched.child is not former
+        assert former.exit_code() is not None
+        assert watched.child.exit_code() is None
+    finally:
+        watched.stop(0)
+
+
+def test_only_a_running_stack_is_restarted(refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "var").mkdir()
+    assert "there is no data in" in refused("restart", "--data-dir", str(tmp_path / "var"))
+    with pytest.raises(StackError, match="no stack runs on"):
+        stack.restart(tmp_path / "var")
 
 
 def test_earlier_children_are_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
