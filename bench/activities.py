@@ -153,7 +153,7 @@ def ready_made(person: Person) -> None:
     made = {
         "fact": fact,
         "entry": entry,
-        "outcome": {name: fact[name] for name in OUTCOME},
+        "outcome": {name: fact[name] for name in OUTCOME if name in fact},
         "answer": json.loads(answer),
     }
     base[bare_activity.TEMPLATES].insert_many(

@@ -206,7 +206,7 @@ def counted(
     found = 0 if media_type == NDJSON else -1
     with _readable(data, gzipped=gzipped, size=size, encoding=encoding) as lines:
         for line in lines:
-            if isinstance(line, Unreadable) or not (line == "\n" or line.isspace()):
+            if isinstance(line, Unreadable) or line.strip():
                 found += 1
                 if found % COUNTED_ROWS == 0:
                     yield found

@@ -5,15 +5,13 @@ A manifest is one JSON object. `file`, `bytes` and `sha256` are there always; `r
 `business_date` and `sequence` say which file of the partner's series it is.
 """
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
-from typing import IO, Any, Final, cast
+from typing import IO, Any, Final
 
 from accounting.errors import DomainError
 from integrations import feeds
@@ -156,7 +154,10 @@ def check_rows(
                     for column in sums:
                         sums[column] += _number(row.get(column))
         else:
-            rows, sums = count_rows(data, media_type=media_type, gzipped=gzipped, size=size), {}
+            *_, rows = feeds.counted(
+                data, media_type=media_type, gzipped=gzipped, size=size, encoding=encoding
+            )
+            sums = {}
     except FileRefused as refused:
         raise Uncountable(why=str(refused)) from None
     if manifest.rows is not None:
@@ -166,33 +167,6 @@ def check_rows(
             raise ManifestMismatch(
                 what=f"sums.{column}", told=f"{told.normalize():f}", found=f"{sums[column]:f}"
             )
-
-
-def count_rows(data: IO[bytes], *, media_type: str, gzipped: bool, size: int) -> int:
-    """How many rows `feeds.rows` will give, by looking at line feeds alone: 20 times as fast.
-
-    Raises `FileRefused`.
-    """
-    source = cast("IO[bytes]", gzip.GzipFile(fileobj=data)) if gzipped else data
-    left = size * feeds.GZIP_RATIO_MAX if gzipped else size
-    count, filled, first = 0, False, True
-    try:
-        while part := source.readline(feeds.LINE_BYTES_MAX):
-            left -= len(part)
-            if left < 0:
-                raise FileRefused(feeds.UNPACKS, feeds.UNPACKS_ZH)
-            filled = filled or bool(part.removeprefix(_MARK if first else b"").strip())
-            first = False
-            if part.endswith(b"\n"):
-                count += filled
-                filled = False
-    except (gzip.BadGzipFile, zlib.error, EOFError, OSError) as error:
-        raise feeds.damaged(error) from None
-    count += filled
-    return max(count - 1, 0) if media_type == feeds.CSV else count
-
-
-_MARK: Final = b"\xef\xbb\xbf"
 
 
 def _number(value: Any) -> Decimal:

@@ -608,6 +608,8 @@ def test_whatever_a_refused_read_lacks_the_same_work_is_done(
     strange = agree(me, machine(app, Kind.BANK))
     database = storage.database()
     asked = []
+    # The first request of a token, whatever it asks, reads whose it is by itself.
+    assert said(bank.get("/v1/bank/grades/ref_none?purpose=loan")) == (404, "no_grade_available")
     with clock.travel(timedelta(seconds=20)):
         for reference, purpose in (
             ("ref_none", "loan"), (ended["reference"], "loan"), (short["reference"], "loan"),
