@@ -2,17 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from accounting import clock, storage, vault
 from api import config as settings
-from api import stack
+from api import progress, stack
 from api.operators import data_dir_option
 from api.stack import StackError
 
@@ -34,7 +30,7 @@ def backup(path: Path, data_dir: Path) -> None:
         storage.connect(store.mongodb_uri)
         try:
             began = time.monotonic()
-            with _bar() as show:
+            with progress.bars() as show:
                 total = taking.size()
                 found = taking.take(target, lambda read: show("backing up", read, total))
         finally:
@@ -76,7 +72,7 @@ def restore(file: Path, data_dir: Path, replace: bool) -> None:
         storage.connect(store.mongodb_uri)
         began = time.monotonic()
         try:
-            with _bar() as show:
+            with progress.bars() as show:
                 found = restoring.restore(
                     file,
                     replace=replace,
@@ -113,27 +109,3 @@ def _prepare_folder(data_dir: Path) -> None:
         settings.write_private(secrets, {"secret": given})
     settings.prepare(data_dir)
     (data_dir / "mongodb").mkdir(mode=0o700, exist_ok=True)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Progress on stderr when a person is watching: step, done, total."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        tasks: dict[str, int] = {}
-
-        def show(step: str, done: int, total: int | None) -> None:
-            if step not in tasks:
-                tasks[step] = bar.add_task(step, total=total)
-            bar.update(tasks[step], completed=done, total=total)  # type: ignore[arg-type]
-
-        yield show

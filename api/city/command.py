@@ -6,10 +6,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from accounting import clock
+from api import progress
 from api.city import making, plants
 from api.city.chance import SEED_MAX
 from api.city.files import Folder
@@ -76,26 +75,8 @@ def city(
         meters=meters,
     )
     began = time.monotonic()
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        tasks = {
-            stage: bar.add_task(stage, total=None)
-            for stage in ("residents", "activities", "bills", "readings")
-        }
-        written = making.write(
-            plan,
-            Folder(out, compressed=not plain),
-            lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total),
-        )
+    with progress.bars() as show:
+        written = making.write(plan, Folder(out, compressed=not plain), show)
     seconds = max(time.monotonic() - began, 1e-9)
     rows: Counter[str] = Counter()
     for one in written:
