@@ -5,7 +5,7 @@ the lease run out and the sweep hands the job to another, which goes on where th
 large one is cut into shares, jobs of their own, that workers do side by side (`shares.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -84,23 +84,6 @@ class JobDocument(me.Document):
             # The newest first, for whoever looks at all of them.
             {"fields": ["whole", "-created_at", "-_id"]},
         ],
-    }
-
-
-@storage.indexed
-class JobErrorDocument(me.Document):
-    """One row a job could not take, with what was wrong; the input is kept encrypted."""
-
-    job = me.StringField(required=True)
-    row = me.IntField(required=True)
-    code = me.StringField(required=True)
-    message = me.DictField()
-    input_sealed = me.BinaryField()
-
-    meta = {
-        "collection": "job_errors",
-        "auto_create_index": False,
-        "indexes": [{"fields": ["job", "row"], "unique": True}],
     }
 
 
@@ -214,10 +197,6 @@ class JobNotCancelled(DomainError):
 
 def _jobs() -> "Collection[storage.Doc]":
     return storage.strong(JobDocument._get_collection())
-
-
-def _errors() -> "Collection[storage.Doc]":
-    return storage.strong(JobErrorDocument._get_collection())
 
 
 def queue(
@@ -432,15 +411,6 @@ def resume(job_id: str, rest: timedelta = LEASE) -> Job:
     if found is None:
         raise JobNotCancelled()
     return _job(found)
-
-
-def note_errors(rows: list[dict[str, Any]]) -> None:
-    """Keep refused rows; a row noted before is kept once."""
-    storage.insert_new(_errors(), rows)
-
-
-def errors(job_id: str) -> Iterator[dict[str, Any]]:
-    yield from _errors().find({"job": job_id}, {"_id": 0}).sort("row", 1)
 
 
 def stop(job_id: str, reversal: str, why: Failure) -> Job:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from accounting import clock, jobs, tables, vault
+from accounting import clock, refused_rows, tables, vault
 from accounting.errors import DomainError
 from accounting.jobs import Job
 from integrations import dropped, folders
@@ -52,7 +52,7 @@ def write_end(done: Folder, one: Dropped, job: Job) -> None:
 def _error_lines(job_id: str) -> Iterator[str]:
     yield tables.csv_text(ERROR_COLUMNS, [])
     together: list[tuple[Any, ...]] = []
-    for row in jobs.errors(job_id):
+    for row in refused_rows.of_job(job_id):
         sealed = vault.decrypt(row["input_sealed"], "job-error")
         message = row["message"]
         together.append((row["row"], row["code"], message["zh"], message["en"], sealed))

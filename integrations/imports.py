@@ -24,7 +24,7 @@ import gridfs
 from pymongo import WriteConcern
 from pymongo.errors import DuplicateKeyError
 
-from accounting import clock, jobs, shares, storage, vault
+from accounting import clock, jobs, refused_rows, shares, storage, vault
 from accounting.errors import DomainError, KeyReused
 from accounting.ids import new_id
 from accounting.jobs import Failure, Job
@@ -380,7 +380,7 @@ def _take_chunk(
         if result.error is not None:
             shown = json.dumps(row, ensure_ascii=False, default=str)
             refused.append(_error(job, number, *result.error, shown))
-    jobs.note_errors(refused)
+    refused_rows.note(refused)
 
 
 def said(row: Unreadable) -> dict[str, str]:

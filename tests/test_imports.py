@@ -13,7 +13,7 @@ import pytest
 from faults import scenarios
 from faults.crew import KILLED, Crew, Death
 
-from accounting import book, clock, jobs, links, storage, vault
+from accounting import book, clock, jobs, links, refused_rows, storage, vault
 from accounting.errors import DomainError
 from accounting.jobs import Job
 from footprint import activities
@@ -347,7 +347,7 @@ def test_a_file_is_taken_in_and_counted_by_outcome() -> None:
         "rejected": 3,  # Implausible, in conflict with e-0, and not JSON.
         "duplicate": 1,
     }
-    noted = [(one["row"], one["code"]) for one in jobs.errors(job.id)]
+    noted = [(one["row"], one["code"]) for one in refused_rows.of_job(job.id)]
     assert noted == [
         (16, "implausible_quantity"),  # Kept as a rejected activity, and told as the others are.
         (18, "source_event_conflict"),
@@ -360,7 +360,7 @@ def test_a_file_is_taken_in_and_counted_by_outcome() -> None:
 def test_what_was_refused_is_kept_sealed_with_a_text_in_both_languages() -> None:
     job = store(b"secret-card-77 is not json\n")
     run(job)
-    [noted] = list(jobs.errors(job.id))
+    [noted] = list(refused_rows.of_job(job.id))
     assert noted["message"].keys() == {"zh", "en"}
     assert "secret-card-77" not in repr(noted)
     assert vault.decrypt(noted["input_sealed"], "job-error") == "secret-card-77 is not json"
@@ -494,7 +494,7 @@ def test_a_worker_killed_in_the_middle_is_followed_by_one_that_goes_on(
     assert earned == ROWS
     brought = activities.by_ids(activities.of_job(job.id, after="", limit=2 * ROWS))
     assert [one.state for one in brought] == ["settled"] * ROWS
-    assert list(jobs.errors(job.id)) == []
+    assert list(refused_rows.of_job(job.id)) == []
     assert book.verify(checks=[consistent]).problem is None
 
 
@@ -541,7 +541,7 @@ def test_refused_rows_of_a_chunk_taken_twice_are_noted_once() -> None:
         done = imports.run(job.id, refuse)
     assert done is not None
     assert counts(done) == {"rejected": 2}
-    assert [one["row"] for one in jobs.errors(job.id)] == [1, 2]
+    assert [one["row"] for one in refused_rows.of_job(job.id)] == [1, 2]
 
 
 @in_the_store

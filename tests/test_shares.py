@@ -15,7 +15,17 @@ from faults import crew as crews
 from faults import scenarios
 from faults.crew import KILLED, Crew, Death
 
-from accounting import book, clock, events, jobs, links, shares, storage, subscriptions
+from accounting import (
+    book,
+    clock,
+    events,
+    jobs,
+    links,
+    refused_rows,
+    shares,
+    storage,
+    subscriptions,
+)
 from accounting.clients import Kind
 from accounting.events import Type
 from accounting.jobs import Failure, Job
@@ -206,7 +216,7 @@ def assert_all_taken(job: Job, redone: int = 0) -> None:
     assert (over.state, over.done, over.total, over.progress) == ("done", ROWS, ROWS, 100)
     again = {"credited": RIDES - redone, "duplicate": 1 + redone}
     assert {name: count for name, count in over.counts.items() if count} == OUTCOME | again
-    assert {one["row"]: one["code"] for one in jobs.errors(job.id)} == BAD
+    assert {one["row"]: one["code"] for one in refused_rows.of_job(job.id)} == BAD
     assert storage.database()["entries"].count_documents({"kind": "earn"}) == RIDES
     assert activities.count_of_job(job.id) == RIDES
     assert book.verify(checks=[consistent]).problem is None

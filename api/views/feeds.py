@@ -10,7 +10,7 @@ from flask import Response, current_app
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import audit, clock, jobs, links, pace, vault, walks
+from accounting import audit, clock, jobs, links, pace, refused_rows, vault, walks
 from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from api import problems, tasks
@@ -412,7 +412,7 @@ def _job(job: Job) -> dict[str, Any]:
 
 
 def _error_lines(job_id: str, to: str) -> Iterator[str]:
-    for row in jobs.errors(job_id):
+    for row in refused_rows.of_job(job_id):
         shown_row = {
             "row": row["row"],
             "code": row["code"],
