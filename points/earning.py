@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from fractions import Fraction
 from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -252,8 +253,9 @@ def earn(
     """What milligrams of an activity of `day` earn when it is decided at `now`.
 
     They come on top of `above_mg`, which has its points: both together are rounded down once, so a
-    total told in ten parts earns what it earns told at once. `who` is asked only where a campaign
-    has a target group, `used` only where it has a cap.
+    total told in ten parts earns what it earns told at once (a bonus with a cap: to a point, see
+    `_portions`). `who` is asked only where a campaign has a target group, `used` only where it has
+    a cap.
     """
     assert mg >= 0, mg
     plan = _plan(terms, behaviour, day, bisect_right(terms.turns, now))
@@ -263,16 +265,13 @@ def earn(
         offers = [offer for offer in offers if offer.campaign is None or offer.fits(known, day)]
     parts: list[Part] = []
     reasons: list[str] = []
-    total = whole = uncapped = 0
-    for offer in offers:
-        total += offer.weight
-        sum_of_both = total * (above_mg + mg) // plan.per
-        points = max(sum_of_both - total * above_mg // plan.per - uncapped, 0)
-        uncapped += points
+    whole = 0
+    weights = [(offer.weight, offer.capped) for offer in offers]
+    for offer, points in zip(offers, _portions(weights, plan.per, mg, above_mg), strict=True):
         if offer.why is not None:
             reasons.append(offer.why)
         limit = None
-        if offer.campaign is not None and offer.campaign.capped:
+        if offer.campaign is not None and offer.capped:
             room = _room(offer.campaign, day, used)
             if room < points:
                 points = room
@@ -296,6 +295,10 @@ class _Offer:
     weight: int
     why: str | None
     campaign: Campaign | None
+
+    @property
+    def capped(self) -> bool:
+        return self.campaign is not None and self.campaign.capped
 
     def fits(self, who: Who, day: date) -> bool:
         assert self.campaign is not None
@@ -343,14 +346,39 @@ def _plan(terms: Terms, behaviour: str, day: date, turn: int) -> _Plan:
 
 def split(parts: Iterable[Part], mg: int, above_mg: int = 0) -> list[int]:
     """What each part of an entry pays for `mg` milligrams instead, rounded like the first time."""
-    total, uncapped, amounts = Fraction(0), 0, []
-    for part in parts:
-        total += Fraction(part.num, part.den)
-        sum_of_both = (total * (above_mg + mg)).__floor__()
-        points = max(sum_of_both - (total * above_mg).__floor__() - uncapped, 0)
-        uncapped += points
-        amounts.append(points if part.limit is None else min(points, part.limit))
-    return amounts
+    parts = list(parts)
+    per = math.lcm(*(part.den for part in parts))
+    weights = [(part.num * (per // part.den), part.limit is not None) for part in parts]
+    return [
+        points if part.limit is None else min(points, part.limit)
+        for part, points in zip(parts, _portions(weights, per, mg, above_mg), strict=True)
+    ]
+
+
+def _portions(weights: Sequence[tuple[int, bool]], per: int, mg: int, above_mg: int) -> list[int]:
+    """What each of some payers pays for `mg` on top of `above_mg`, before any cap.
+
+    A payer is a weight, in points a milligram times `per`, and whether a cap holds it. All weigh
+    together and the running sum is rounded down. On top of something a running sum may grow by less
+    than a shorter one: then who comes first pays less, so that nobody is paid twice for a point and
+    nobody pays back. What a cap may have held back before has no part in that: such a payer is
+    rounded by itself, so that it may be a point away from what it pays for a total told at once.
+    """
+    if not above_mg:
+        total, sums = 0, [0]
+        for weight, _ in weights:
+            total += weight
+            sums.append(total * mg // per)
+        return [more - less for less, more in pairwise(sums)]
+
+    def growth(weight: int) -> int:
+        return weight * (above_mg + mg) // per - weight * above_mg // per
+
+    free = list(accumulate(weight for weight, capped in weights if not capped))
+    # From the last: no running sum is larger than a longer one.
+    sums = list(accumulate(map(growth, reversed(free)), min))
+    portions = iter([more - less for less, more in pairwise([0, *reversed(sums)])])
+    return [growth(weight) if capped else next(portions) for weight, capped in weights]
 
 
 def parts_of(refs: Mapping[str, Any]) -> tuple[Part, ...]:

@@ -88,7 +88,8 @@ def _points(entry: Entry | None, language: Language) -> dict[str, Any]:
 def _part(part: Part) -> dict[str, Any]:
     """What a funder pays, in order: the running sum of `exact` times milligrams, rounded down.
 
-    On top of `above_mg`: that of both together, less that of `above_mg`.
+    On top of `above_mg`: that of both together, less that of `above_mg`; no sum counts for more
+    than a longer one, and a part with a limit is rounded by itself.
     """
     return {
         "points": part.points,

@@ -40,12 +40,28 @@ def worked_out(explained: dict[str, Any]) -> tuple[int, int]:
 
 
 def paid(parts: list[dict[str, Any]], mg: int, above_mg: int) -> int:
-    """What all parts pay: the running sum rounded down, less what a cap of a campaign held back."""
-    total, told, points = Fraction(0), 0, 0
-    for part in parts:
-        total += Fraction(part["exact"]["points_num"], part["exact"]["mg_den"])
-        worth = max(floor(total * (above_mg + mg)) - floor(total * above_mg) - told, 0)
-        told += worth
+    """What all parts pay: the running sum rounded down, less what a cap of a campaign held back.
+
+    On top of something a part with a cap is rounded by itself, and no running sum of the others
+    counts for more than a longer one.
+    """
+
+    def grown(rate: Fraction) -> int:
+        return floor(rate * (above_mg + mg)) - floor(rate * above_mg)
+
+    rates = [Fraction(part["exact"]["points_num"], part["exact"]["mg_den"]) for part in parts]
+    alone = [bool(above_mg) and part["limit_points"] is not None for part in parts]
+    running = [
+        sum(rates[at] for at in range(end + 1) if not alone[at]) for end in range(len(parts))
+    ]
+    together = [at for at in range(len(parts)) if not alone[at]]
+    told = points = 0
+    for at, part in enumerate(parts):
+        if alone[at]:
+            worth = grown(rates[at])
+        else:
+            upto = min(grown(Fraction(running[later])) for later in together if later >= at)
+            worth, told = upto - told, upto
         limit = part["limit_points"]
         assert part["points"] == (worth if limit is None else min(worth, limit))
         points += part["points"]

@@ -257,12 +257,41 @@ def test_a_growing_total_earns_at_each_part_what_it_grows_by(
     told = [earned(mg - above, rates=low, above_mg=above) for above, mg in pairwise([0, *totals])]
     assert sum(one.points for one in told) == earned(totals[-1], rates=low).points
     three = replace(RULE, funders=(Share("city", share), Share("bank", 100 - share)))
-    for above, mg in pairwise(totals):
-        found = earned(mg - above, campaign(str(multiplier)), rule=three, above_mg=above)
+    bonus = campaign(str(multiplier))
+    told = [
+        earned(mg - above, bonus, rule=three, above_mg=above)
+        for above, mg in pairwise([0, *totals])
+    ]
+    assert sum(one.points for one in told) == earned(totals[-1], bonus, rule=three).points
+    held = campaign(str(multiplier), id="cmp_2", day_points_max=3)
+    told += [
+        earned(mg - above, bonus, held, rule=three, above_mg=above)
+        for above, mg in pairwise([0, *totals])
+    ]
+    for (above, mg), found in zip(2 * list(pairwise([0, *totals])), told, strict=True):
         assert min(part.points for part in found.parts) >= 0
         assert earning.split(found.parts, mg - above, above) == [
             part.points for part in found.parts
         ]
+
+
+def test_nobody_is_paid_twice_for_a_point_of_a_growing_total() -> None:
+    # 0.95 g x 1.5 = 1.425: 1, all of it bonus. 1.05 g x 1.5 = 1.575: 1 as before, though the base
+    # alone is at its first whole point now. 2 g x 1.5 = 3: one each.
+    steps = [(950, 0), (100, 950), (950, 1_050)]
+    told = [earned(mg, campaign("1.5"), above_mg=above) for mg, above in steps]
+    assert [[part.points for part in one.parts] for one in told] == [[0, 1], [0, 0], [1, 1]]
+    # Where nothing is left of the bonus the base has its point as soon as it is whole.
+    spent = campaign("1.5", day_points_max=5)
+    told = [earned(mg, spent, above_mg=above, used=(5, 5)) for mg, above in steps]
+    assert [[part.points for part in one.parts] for one in told] == [[0, 0], [1, 0], [1, 0]]
+
+
+def test_a_bonus_with_a_cap_does_not_grow_with_how_often_a_total_is_told() -> None:
+    # 100 g at 1.5, told every 100 mg: 100 and 50, as if told once.
+    held = campaign("1.5", day_points_max=1_000)
+    told = [earned(100, held, above_mg=above) for above in range(0, 100_000, 100)]
+    assert [sum(one.parts[place].points for one in told) for place in (0, 1)] == [100, 50]
 
 
 @given(points=st.integers(-(10**6), 10**6))
