@@ -191,8 +191,8 @@ class JobOver(DomainError):
 
 class JobNotCancelled(DomainError):
     code = "job_not_cancelled"
-    en = "Only a job that was cancelled can be resumed."
-    zh = "仅可恢复已取消的任务。"
+    en = "Only a job that was cancelled, and not taken back since, can be resumed."
+    zh = "仅可恢复已取消且此后未被撤销的任务。"
 
 
 def _jobs() -> "Collection[storage.Doc]":
@@ -406,7 +406,7 @@ def resume(job_id: str, rest: timedelta = LEASE) -> Job:
         "leased_until": clock.now() + rest,
         "tries": 0,
     }
-    wanted = {"_id": job_id, "state": FAILED, "cancelled_by": {"$type": "string"}}
+    wanted = {"_id": job_id, "state": FAILED, "cancelled_by": {"$type": "string"}, "reversal": None}
     found = _jobs().find_one_and_update(wanted, {"$set": change}, return_document=True)
     if found is None:
         raise JobNotCancelled()

@@ -259,7 +259,8 @@ def rejected_between(begins: datetime, ends: datetime) -> dict[str, int]:
 def settle(activity: Activity, outcome: Outcome) -> Activity:
     """Write the outcome beside the fact. Safe to repeat: the same entry gives the same outcome.
 
-    A later entry has the last word: an outcome from before it changes nothing any more.
+    A later entry has the last word: an outcome from before it changes nothing any more. Nor does it
+    end what was reopened to be taken back: no sweep would find then what a crash left of that.
 
     The outcome is a copy of what the entry says, so it does not wait for the journal: were it lost,
     the fact would be `received` again and the next reader or the sweeper would copy it once more.
@@ -270,6 +271,7 @@ def settle(activity: Activity, outcome: Outcome) -> Activity:
         earlier["state"] = RECEIVED
     else:
         earlier["$or"] = [{"seq": None}, {"seq": {"$lte": outcome.seq}}]
+        earlier["$nor"] = [{"state": RECEIVED, "seq": outcome.seq}]
     change = {"$set": _outcome(activity, outcome)}
     found = _copies().find_one_and_update(earlier, change, return_document=True)
     settled = _activity(found) if found is not None else by_id(activity.id)
@@ -288,7 +290,7 @@ def settle_many(outcomes: Sequence[tuple[Activity, Outcome]]) -> list[Activity]:
     settled, writes = [], []
     for activity, outcome in outcomes:
         change = _outcome(activity, outcome)
-        first = {"_id": activity.id, "state": {"$in": [RECEIVED, BOOKED]}}
+        first = {"_id": activity.id, "state": {"$in": [RECEIVED, BOOKED]}, "seq": None}
         writes.append(UpdateOne(first, {"$set": change}))
         settled.append(_with(activity, outcome))
     if _copies().bulk_write(writes, ordered=False).matched_count == len(writes):

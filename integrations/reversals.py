@@ -15,7 +15,7 @@ from pymongo.errors import DuplicateKeyError
 from accounting import clock, jobs, walks
 from accounting.jobs import Failure, Job
 from footprint import activities, bills, parked
-from footprint.activities import SETTLED, Activity
+from footprint.activities import Activity
 from footprint.bill_intake import AlreadyCorrected
 from footprint.bills import Bill
 from points import bill_crediting, crediting
@@ -56,7 +56,8 @@ def run(job_id: str) -> Job | None:
     waiting = jobs.get(job_id)
     assert waiting is not None, job_id
     source = _stop(waiting.arguments["reverses"], job_id)
-    if source.failure == STOPPED and source.leased_until > clock.now():
+    stopped = source.failure == STOPPED or source.cancelled_by is not None
+    if stopped and source.leased_until > clock.now():
         # Its last worker may be at its rows still; the sweep comes back when that is over.
         jobs.postpone(job_id, source.leased_until)
         return None
@@ -78,8 +79,7 @@ def _work(job: Job, ids: Sequence[str]) -> walks.Totals:
     reason, by = job.arguments["reason"], job.arguments["by"]
 
     def activity_back(one: Activity) -> bool:
-        settled = one if one.state == SETTLED else crediting.resume(one)
-        return _taken(lambda: crediting.reverse(settled, reason=reason, by=by))
+        return _taken(lambda: crediting.reverse(one, reason=reason, by=by))
 
     def bill_back(one: Bill) -> bool:
         return _taken(lambda: bill_crediting.reverse(one, reason=reason, by=by))

@@ -180,6 +180,9 @@ def reverse(activity: Activity, *, reason: str, by: str, fraud: bool = False) ->
     The resident is graded again; a `fraud` lets the grade fall at once. Raises `NothingToReverse`
     for one that earned nothing. Repeating it changes nothing.
     """
+    if activity.state != SETTLED:
+        # A crash left it on its way: it would be credited behind our back.
+        activity = resume(activity)
     earlier = activities.entry(activity)
     if earlier is None or earlier.refs["counted"] == 0:
         raise NothingToReverse()

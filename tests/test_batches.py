@@ -281,3 +281,33 @@ def test_batches_of_eight_workers_on_the_same_people_credit_each_event_once(crew
     assert book.verify(checks=[consistent]).problem is None
     credited = [entry for who in (ANNA, BO, CY) for entry in book.entries(who)]
     assert len({entry.refs["activity"] for entry in credited}) == len(credited)
+
+
+@pytest.mark.parametrize("booked", [True, False])
+def test_what_a_crash_left_without_an_outcome_is_not_credited_after_it_was_taken_back(
+    booked: bool,
+) -> None:
+    """The refund of a ride comes before the sweep that would have credited the ride."""
+    [ride] = a_ride_each(1)
+    activities.receive_many([ride], booked=booked)
+    underway.begin([ride.id], clock.now())
+    stored = activities.by_event(ride.source, ride.event_id)
+    assert stored is not None
+    assert crediting.reverse(stored, reason="refund", by="operator").status == "reversed"
+    with clock.travel(timedelta(minutes=2)):
+        swept()
+    assert [(one.status, one.mg) for one in told()] == [("reversed", 0)]
+    assert [entry.kind for entry in book.entries(ride.resident)] == ["earn", "reverse"]
+
+
+def test_who_comes_late_with_an_outcome_does_not_end_what_is_being_taken_back() -> None:
+    """Who takes back may die before its entry is copied: the sweep has to find it then."""
+    ride = a_ride_each()[0]
+    batches.take_in(a_ride_each())
+    posted = book.by_key(ride.resident, activities.key_of(ride.id))
+    assert posted is not None
+    outcome = activities.outcome_of(ride, posted)
+    activities.reopen(ride, posted)
+    for late in (activities.settle(ride, outcome), *activities.settle_many([(ride, outcome)])):
+        assert (late.state, late.status, late.mg) == ("received", "credited", 139_880)
+    assert crediting.reverse(late, reason="refund", by="operator").status == "reversed"

@@ -248,6 +248,32 @@ def test_taking_back_an_import_that_runs_stops_it_and_misses_no_row(
 
 
 @pytest.mark.usefixtures("card")
+def test_a_cancelled_file_that_was_taken_back_does_not_go_on(
+    app: Flask, me: Caller, feeder: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imports, "CHUNK_ROWS", 1)
+    operator = machine(app, Kind.OPERATOR)
+    job_id = queued(feeder, "activities", ride(1), ride(2), ride(3))
+
+    def cancelled_in_the_middle(job: Job, raw: Sequence[dict[str, Any]]) -> list[RowResult]:
+        if raw[0]["source_event_id"] == "tap-2":
+            operator.post(f"/v1/operator/jobs/{job_id}/cancel", {"reason": "busy hour"})
+        return feed_rows.take_file_rows(job, raw)
+
+    assert imports.run(job_id, cancelled_in_the_middle) is None
+    told = back(feeder, job_id)
+    assert told["state"] == "queued", "its worker may be at its last row still"
+    resume = f"/v1/operator/jobs/{job_id}/resume"
+    assert said(operator.post(resume)) == (409, "job_not_cancelled")
+    with clock.travel(jobs.LEASE + timedelta(seconds=1)):
+        assert reversals.run(told["job_id"]) is not None
+        assert said(operator.post(resume)) == (409, "job_not_cancelled")
+        assert imports.run(job_id, feed_rows.take_file_rows) is None
+        assert statuses(me) == [("reversed", 0)] * 2
+    assert points_of(me.id) == 0
+
+
+@pytest.mark.usefixtures("card")
 def test_a_worker_that_slept_over_its_lease_has_its_rows_taken_back_too(
     me: Caller, feeder: Caller
 ) -> None:
