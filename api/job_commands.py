@@ -22,7 +22,7 @@ from accounting.jobs import Job
 from api import stack
 from api.operators import ACTOR, data_dir_option
 from api.stack import Store
-from integrations import feeds, imports, partner_profiles
+from integrations import dropped, feeds, imports, partner_profiles
 from integrations.mapping import ACTIVITIES, BILLS
 from integrations.servers import ServerError
 
@@ -117,6 +117,7 @@ def resume(job_id: str, data_dir: Path) -> None:
     with _opened(data_dir):
         _known(job_id)
         jobs.resume(job_id)
+        dropped.again(job_id)
         audit.note(ACTOR, "job resumed", job_id)
     click.echo(f"{job_id} goes on in a minute.")
 

@@ -20,6 +20,8 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Final
 
+from pymongo.errors import ConnectionFailure
+
 from accounting import alarms, clients, clock, jobs, vault
 from accounting.clients import Kind
 from accounting.errors import DomainError
@@ -37,7 +39,7 @@ from integrations import (
 )
 from integrations.dropped import Lease, LeaseLost
 from integrations.folders import Folder, Look, NotPlain
-from integrations.manifests import Manifest, ManifestMismatch
+from integrations.manifests import Manifest, ManifestInvalid, ManifestMismatch
 from integrations.mapping import ACTIVITIES, BILLS
 from integrations.partner_profiles import Version
 
@@ -165,8 +167,10 @@ class Watcher:
                     self._report(partner, home)
             except LeaseLost:
                 log.warning("another watcher serves %s now", partner)
-            except OSError as error:
-                self._alarm(STUCK, partner, why=str(error))
+            except ConnectionFailure:
+                raise
+            except Exception as error:  # Other partners need not wait for this one.
+                self._stuck(partner, error)
         return moved
 
     def _places(self, partner: str, home: Folder) -> Iterator[_Place]:
@@ -193,6 +197,13 @@ class Watcher:
                 with home.into(kind) as outer:
                     yield _Place(partner, kind, name, outer.into(name), home)
 
+    def _stuck(self, subject: str, error: Exception) -> None:
+        """Say what is wrong; what nobody foresaw also to whoever reads the log."""
+        if not isinstance(error, OSError):
+            log.error("cannot serve %s", subject, exc_info=error)
+        # It may say a name that is no text.
+        self._alarm(STUCK, subject, why=str(error).encode(errors="replace").decode())
+
     def _alarm(self, what: str, subject: str, **facts: Any) -> None:
         """Once a day: a look comes every few seconds."""
         said = (what, subject, clock.city_day(clock.now()))
@@ -210,10 +221,11 @@ class Watcher:
                 if self._consider(place, name, key, lease):
                     self._standing.pop(key, None)
                     moved += 1
-            except OSError as error:
+            except (LeaseLost, ConnectionFailure):
+                raise
+            except Exception as error:
                 # This one stays where it is; the others need not wait for it.
-                subject = f"{place.partner}/{place.kind}/{folders.plain(name)}"
-                self._alarm(STUCK, subject, why=str(error))
+                self._stuck(f"{place.partner}/{place.kind}/{folders.plain(name)}", error)
         for name in place.incoming.names(NAMES_MAX, _is_manifest):
             self._consider_alone(place, name, unseen)
         return moved
@@ -249,7 +261,7 @@ class Watcher:
         if before.tried and not still:
             return False
         try:
-            manifest = _manifest(place, name) if beside is not None else None
+            manifest = _manifest(place, name, beside) if beside is not None else None
             if not still and (manifest is None or manifest.size != file.size):
                 return False
             job = self._take(place, name, file, manifest, lease)
@@ -261,7 +273,7 @@ class Watcher:
             if not still:
                 self._standing[key] = replace(before, tried=True)
                 return False
-            return _refuse(place, name, refusal)
+            return _refuse(place, name, file, refusal)
         self._queued(job.id)
         return True
 
@@ -296,6 +308,8 @@ class Watcher:
                         encoding=encoding,
                         delimiter="," if version is None else version.profile.delimiter,
                     )
+            if place.incoming.look(name) != seen:
+                raise _Growing  # Another lies there by now, and is taken instead.
         except BaseException:
             imports.forget(kept)
             raise
@@ -316,7 +330,7 @@ class Watcher:
         with _kept_in(place.home, DONE, place.kind) as done:
             free = done.free(name)
             dropped.note(place.partner, place.kind, free, job.id)
-            _move(place.incoming, name, done, free)
+            _move(place.incoming, name, seen, done, free)
         return job
 
     def _report(self, partner: str, home: Folder) -> None:
@@ -345,7 +359,7 @@ class _Growing(Exception):
 
 def _may_feed(partner: str) -> bool:
     return any(
-        client.disabled_at is None and "feeds:write" in client.scopes
+        client.disabled_at is None and not client.needs_approval and "feeds:write" in client.scopes
         for client in clients.of_party(Kind.DATA, partner)
     )
 
@@ -387,15 +401,17 @@ def _media_type(name: str) -> tuple[str, bool]:
     return MEDIA_TYPES[ending], gzipped
 
 
-def _manifest(place: _Place, name: str) -> Manifest | None:
+def _manifest(place: _Place, name: str, seen: Look) -> Manifest | None:
     """The manifest beside a file; None if it went away since. Raises `ManifestInvalid`."""
+    if not seen.regular:
+        raise ManifestInvalid(en="it is no plain file", zh="不是普通文件")
     try:
         with place.incoming.open(f"{name}{manifests.SUFFIX}") as file:
             found = manifests.parse(file.read(manifests.TEXT_BYTES_MAX + 1))
     except FileNotFoundError:
         return None
     if found.file != name:
-        raise ManifestMismatch(what="file", told=found.file, found=name)
+        raise ManifestMismatch(what="file", told=found.file, found=folders.plain(name))
     return found
 
 
@@ -429,17 +445,22 @@ def _kept_in(home: Folder, what: str, kind: str) -> Folder:
         return outer.into(kind, make=True)
 
 
-def _move(incoming: Folder, name: str, to: Folder, new: str) -> None:
-    """A file, then its manifest; whichever is gone was moved by another watcher."""
-    incoming.move(name, to, new)
+def _move(incoming: Folder, name: str, seen: Look, to: Folder, new: str) -> None:
+    """A file, then its manifest; whichever is gone was moved by another watcher.
+
+    A file that came under the name since, or was written on, goes back: nobody has read it yet.
+    """
+    if incoming.move(name, to, new) and to.look(new) != seen:
+        to.move(new, incoming, incoming.free(name))
+        return
     incoming.move(f"{name}{manifests.SUFFIX}", to, f"{new}{manifests.SUFFIX}")
 
 
-def _refuse(place: _Place, name: str, refusal: DomainError) -> bool:
+def _refuse(place: _Place, name: str, seen: Look, refusal: DomainError) -> bool:
     """Put a file aside; the reason lies there before the file does."""
     with _kept_in(place.home, REFUSED, place.kind) as aside:
         free = aside.free(folders.plain(name))
         drop_reports.write_reason(aside, free, folders.plain(name), refusal)
-        _move(place.incoming, name, aside, free)
+        _move(place.incoming, name, seen, aside, free)
     log.warning("refused a file of %s: %s", place.partner, refusal)
     return True

@@ -135,7 +135,15 @@ def first_name(job_id: str) -> str:
 
 
 def reported(dropped: Dropped) -> None:
-    _files().update_one({"_id": dropped.id, "job": dropped.job}, {"$set": {"reported": True}})
+    """Its end was told; of one that was noted or begins again since, it was another end."""
+    wanted = {"_id": dropped.id, "job": dropped.job, "at": dropped.at}
+    _files().update_one(wanted, {"$set": {"reported": True}})
+
+
+def again(job_id: str) -> None:
+    """Let the end of a job be told once more, because it goes on; for a job of no file nothing."""
+    change = {"$set": {"reported": False, "at": clock.now()}}
+    _files().update_many({"job": job_id}, change)
 
 
 def _leases() -> Any:

@@ -13,6 +13,7 @@ from datetime import date
 from decimal import Decimal
 from typing import IO, Any, Final
 
+from accounting import texts
 from accounting.errors import DomainError
 from integrations import feeds
 from integrations.feeds import FileRefused, Form, Unreadable
@@ -26,6 +27,8 @@ COLUMN_MAX: Final = 64
 COUNT_MAX: Final = 10**12
 SHA_256: Final = re.compile(r"[0-9a-f]{64}")
 SUM_MAX: Final = 10**18 - 1
+# More than that many places before or behind the point no sum has.
+SUM_PLACES_MAX: Final = 18
 NUMBER: Final = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,6})?")
 _NAMES: Final = frozenset(
     {"file", "bytes", "sha256", "rows", "sums", "profile", "business_date", "sequence"}
@@ -170,9 +173,12 @@ def check_rows(
 
 
 def _number(value: Any) -> Decimal:
-    """What a cell adds to a sum; what is no number adds nothing and shows in the total."""
+    """What a cell adds to a sum; what is no number adds nothing and shows in the total.
+
+    Nor does one that no sum could hold.
+    """
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
-        return Decimal(value)
+        return Decimal(value) if -SUM_MAX <= value <= SUM_MAX else Decimal(0)
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         return Decimal(value.strip())
     return Decimal(0)
@@ -189,9 +195,13 @@ def _invalid(en: str, zh: str) -> ManifestInvalid:
 
 def _text(raw: Mapping[str, Any], name: str, most: int) -> str:
     value = raw.get(name)
-    if not isinstance(value, str) or not 1 <= len(value) <= most:
+    if not _is_text(value, most):
         raise _invalid(f"{name} must be a text of 1 to {most} characters", f"{name} 应为文本")
-    return value
+    return str(value)
+
+
+def _is_text(value: Any, most: int) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= most and texts.storable(value)
 
 
 def _whole(raw: Mapping[str, Any], name: str, most: int) -> int:
@@ -225,11 +235,20 @@ def _sums(raw: Any) -> dict[str, Decimal]:
         raise wrong
     sums: dict[str, Decimal] = {}
     for column, value in raw.items():
-        text = f"{value:f}" if isinstance(value, Decimal) else value
-        text = str(text) if type(text) is int else text
-        if not 1 <= len(column) <= COLUMN_MAX or not isinstance(text, str):
-            raise wrong
-        if not NUMBER.fullmatch(text):
+        text = _digits(value)
+        if not _is_text(column, COLUMN_MAX) or text is None or not NUMBER.fullmatch(text):
             raise wrong
         sums[column] = Decimal(text)
     return sums
+
+
+def _digits(value: Any) -> str | None:
+    """A sum as it was said, in plain digits; None for what is none.
+
+    Nine characters can say a number of a gigabyte of digits, so how large it is is asked first.
+    """
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, Decimal):
+        return f"{value:f}" if -SUM_PLACES_MAX <= value.adjusted() <= SUM_PLACES_MAX else None
+    return value if isinstance(value, str) else None

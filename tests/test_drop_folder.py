@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from callers import Caller, partner, resident
+from callers import Caller, machine, partner, resident
 from faults.crew import KILLED, Crew, Death, job
 from flask import Flask
 
-from accounting import alarms, clock, links, storage
+from accounting import alarms, clients, clock, links, storage
+from accounting.clients import Kind
 from accounting.jobs import Job
 from api import feed_rows
-from integrations import drop_folder, dropped, imports, mapping, partner_profiles
+from integrations import drop_folder, dropped, imports, manifests, mapping, partner_profiles
 from integrations.drop_folder import SETTLE, Watcher
 
 NOON = datetime(2026, 5, 20, 4, tzinfo=UTC)
@@ -237,6 +238,19 @@ def test_a_profile_is_named_by_the_folder_or_by_the_manifest(drop: Drop) -> None
     assert "no mapping profile" in drop.reason("three.csv")["en"]
 
 
+def test_a_manifest_that_is_no_plain_file_refuses_its_file(drop: Drop, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.json"
+    for name in ("linked.ndjson", "folder.ndjson"):
+        drop.lay(name)
+    (drop.incoming / "linked.ndjson.manifest.json").symlink_to(elsewhere)
+    (drop.incoming / "folder.ndjson.manifest.json").mkdir()
+    assert drop.look_until_still() == 2
+    for name in ("linked.ndjson", "folder.ndjson"):
+        assert drop.reason(name)["code"] == "manifest_invalid"
+        assert f"{name}.manifest.json" in drop.lies_in("refused")
+    assert jobs_there() == []
+
+
 def test_a_gap_a_late_and_a_second_file_of_a_series_ring_an_alarm(drop: Drop) -> None:
     def lay(day: int, number: int) -> list[tuple[str, str]]:
         before = sounded()
@@ -285,6 +299,41 @@ def test_another_content_under_the_same_name_is_another_job(drop: Drop) -> None:
         assert drop.look_until_still() == 1
     assert len(jobs_there()) == 2
     assert drop.lies_in("done") == ["rides.ndjson", "rides.ndjson~2"]
+
+
+@pytest.mark.parametrize("step", ["check_rows", "note"])
+@pytest.mark.parametrize("how", ["laid over it", "written into it"])
+def test_a_file_that_comes_while_another_of_its_name_is_taken_is_taken_as_well(
+    drop: Drop, monkeypatch: pytest.MonkeyPatch, step: str, how: str
+) -> None:
+    """Before the first became a job it is forgotten for the second, afterwards both are jobs."""
+    second = json.dumps(ROW | {"source_event_id": "tap-2"}).encode() + b"\n"
+    module: Any = manifests if step == "check_rows" else dropped
+    real = getattr(module, step)
+
+    def comes(*given: Any, **named: Any) -> None:
+        real(*given, **named)
+        monkeypatch.setattr(module, step, real)
+        if how == "laid over it":
+            (drop.incoming / ".new").write_bytes(second)
+            (drop.incoming / ".new").rename(drop.incoming / "rides.ndjson")
+        else:
+            drop.lay("rides.ndjson", second)
+        drop.lay_manifest("rides.ndjson", second, rows=1)
+        os.utime(drop.incoming / "rides.ndjson", ns=(1, 1))
+
+    monkeypatch.setattr(module, step, comes)
+    drop.lay("rides.ndjson", rows=1)
+    drop.look()
+    assert sorted(os.listdir(drop.incoming)) == ["rides.ndjson", "rides.ndjson.manifest.json"]
+    assert drop.look() == 1
+    assert drop.lies_in("done") == ["rides.ndjson", "rides.ndjson.manifest.json"]
+    assert (drop.home / "done" / "activities" / "rides.ndjson").read_bytes() == second
+    taken = [hashlib.sha256(second).hexdigest()]
+    if step == "note":
+        taken.insert(0, hashlib.sha256(RIDES).hexdigest())
+    assert [stored["arguments"]["sha256"] for stored in jobs_there()] == taken
+    assert storage.database()["feed_files.files"].count_documents({}) == len(taken)
 
 
 DEATHS = [
@@ -407,6 +456,58 @@ def test_folders_of_nobody_are_left_and_told_of_once(drop: Drop) -> None:
     assert (drop.root / "nobody" / "rides.ndjson").exists()
 
 
+def test_a_partner_nobody_agreed_to_is_nobody_yet(drop: Drop) -> None:
+    """As with its token: the second operator is asked before anything of it is taken."""
+    client, _ = clients.create_client(
+        Kind.DATA, "trams", subject_id="data_trams", policy={"every_behaviour": True}, asked_by="op"
+    )
+    (drop.root / "data_trams" / "activities").mkdir(parents=True)
+    file = drop.root / "data_trams" / "activities" / "rides.ndjson"
+    file.write_bytes(RIDES)
+    assert drop.look_until_still() == 0
+    assert (jobs_there(), file.exists()) == ([], True)
+    assert sounded() == [("drop_folder_unknown", "data_trams")]
+    clients.approve(client.client_id, by="other", alone=False)
+    assert drop.look_until_still() == 1
+
+
+def test_what_nobody_foresaw_of_one_file_holds_up_no_other_and_no_other_partner(
+    app: Flask, drop: Drop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [Drop(drop.root, partner(app)) for _ in range(2)]
+    for one in others:
+        one.lay("rides.ndjson")
+    drop.lay("a.ndjson", rows=1)
+    drop.lay("b.ndjson")
+
+    def breaking(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(manifests, "check_rows", breaking)
+    assert drop.look_until_still() == 3
+    assert sorted(os.listdir(drop.incoming)) == ["a.ndjson", "a.ndjson.manifest.json"]
+    stuck = ("drop_folder_stuck", f"{drop.buses.id}/activities/a.ndjson")
+    assert stuck in sounded()
+
+    monkeypatch.setattr(partner_profiles, "latest", breaking)
+    for one in others:
+        one.lay("more.ndjson", json.dumps(ROW | {"source_event_id": one.buses.id}).encode())
+    (drop.home / "bills" / "rides").mkdir(parents=True)
+    assert drop.look_until_still() == 2
+    assert ("drop_folder_stuck", drop.buses.id) in sounded()
+
+
+def test_a_name_of_no_text_beside_a_manifest_is_put_aside_like_others(drop: Drop) -> None:
+    name = os.fsencode(drop.incoming) + b"/\xff.ndjson"
+    manifest = {"file": "x", "bytes": len(RIDES), "sha256": "0" * 64}
+    for ending, content in ((b"", RIDES), (b".manifest.json", json.dumps(manifest).encode())):
+        with open(name + ending, "wb") as file:
+            file.write(content)
+    assert drop.look_until_still() == 1
+    assert drop.reason("%FF.ndjson")["code"] == "manifest_mismatch"
+    assert os.listdir(drop.incoming) == []
+
+
 def test_a_file_that_cannot_be_read_holds_up_no_other(
     drop: Drop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,6 +540,20 @@ def test_a_result_that_could_not_be_written_is_written_later(drop: Drop) -> None
     in_the_way.rmdir()
     drop.look()
     assert drop.result("rides.ndjson")["state"] == "done"
+
+
+def test_the_end_of_a_job_that_went_on_is_told_once_more(app: Flask, drop: Drop) -> None:
+    drop.lay("rides.ndjson")
+    drop.look_until_still()
+    operator, [job_id] = machine(app, Kind.OPERATOR), drop.told
+    operator.post(f"/v1/operator/jobs/{job_id}/cancel", {"reason": "busy hour"})
+    drop.look()
+    assert drop.result("rides.ndjson")["state"] == "failed"
+    assert operator.post(f"/v1/operator/jobs/{job_id}/resume").status_code == 202
+    work(job_id)
+    drop.look()
+    result = drop.result("rides.ndjson")
+    assert (result["state"], result["parked"], result["failure"]) == ("done", 1, None)
 
 
 def test_a_manifest_whose_file_does_not_come_rings_an_alarm(drop: Drop) -> None:

@@ -42,6 +42,8 @@ def test_everything_a_manifest_may_say_is_read() -> None:
     ("change", "names"),
     [
         ({"file": None}, "file"),
+        ({"file": "\ud83d.csv"}, "file"),
+        ({"profile": "bus\0card"}, "profile"),
         ({"bytes": -1}, "bytes"),
         ({"bytes": 1.0}, "bytes"),
         ({"bytes": True}, "bytes"),
@@ -50,6 +52,7 @@ def test_everything_a_manifest_may_say_is_read() -> None:
         ({"sums": [1]}, "sums"),
         ({"sums": {"a": True}}, "sums"),
         ({"sums": {"a": "1e9"}}, "sums"),
+        ({"sums": {"\ud83d": 1}}, "sums"),
         ({"sums": {f"c{n}": 1 for n in range(11)}}, "sums"),
         ({"business_date": "20260520"}, "business_date"),
         ({"business_date": "2026-02-30"}, "business_date"),
@@ -70,6 +73,13 @@ def test_what_is_no_manifest_is_refused_whatever_it_is(text: bytes) -> None:
         manifests.parse(text)
 
 
+@pytest.mark.parametrize("number", ["1e999999999999", "1e-999999999999", "0e999999999999", "NaN"])
+def test_a_sum_of_a_terabyte_of_digits_is_refused_without_being_written_out(number: str) -> None:
+    text = json.dumps(GOOD | {"sums": {"km": 0}}).replace('"km": 0', f'"km": {number}')
+    with pytest.raises(ManifestInvalid, match="sums"):
+        manifests.parse(text.encode())
+
+
 def check(content: bytes, media_type: str = CSV, *, gzipped: bool = False, **said: Any) -> None:
     manifests.check_rows(
         Manifest("f", len(content), "", **said),
@@ -88,6 +98,10 @@ def test_rows_and_sums_that_fit_pass_and_others_are_named() -> None:
     check(RIDES, rows=3, sums={"km": Decimal("3.75")})
     check(gzip.compress(RIDES), gzipped=True, rows=3)
     check(b'{"km": 1.5}\n{"km": "2"}\n', NDJSON, rows=2, sums={"km": Decimal("3.50")})
+    # What no sum could hold is no number.
+    check(
+        b'{"km": 1e999999999}\n{"km": -1e999999999}\n{"km": 2}\n', NDJSON, sums={"km": Decimal(2)}
+    )
     with pytest.raises(ManifestMismatch, match="rows is 3, the manifest says 4"):
         check(RIDES, rows=4)
     with pytest.raises(ManifestMismatch, match=r"sums.km is 3.75, the manifest says 3.7\."):

@@ -19,6 +19,7 @@ from api.security import OPERATOR, caller, door
 from api.versions import TEXT_CHARS_MAX, location_of, one_is_enough
 from api.views.methodology import month_of_preview, queue_preview
 from footprint import preview, regrading, upkeep, versions
+from integrations import dropped
 from points import liability, passing, restating
 from rewards import settlement
 
@@ -135,6 +136,7 @@ class ResumedJob(MethodView):
     def post(self, job_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
         """Let a cancelled job go on where it was stopped, in a minute"""
         job = jobs.resume(_of_ours(job_id).id)
+        dropped.again(job.id)
         audit.note(caller().id, "job resumed", job.id)
         return {"job_id": job.id, "needs_approval": False}, 202, location_of(job.id)
 
