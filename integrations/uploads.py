@@ -17,7 +17,7 @@ from bson import Binary
 from pymongo.errors import DuplicateKeyError
 
 from accounting import clients, clock, jobs, storage, sweeping, vault
-from accounting.errors import DomainError, NotFound
+from accounting.errors import DomainError, KeyReused, NotFound
 from accounting.ids import new_id
 from accounting.jobs import Job
 from integrations import deliveries, imports, manifests, partner_profiles, signed_urls
@@ -167,10 +167,13 @@ def begin(
     profile: Version | None,
     once: str | None,
 ) -> Upload:
-    """An upload that waits for its bytes; `once` names the wish. Raises `TooManyUploads`."""
+    """An upload that waits for its bytes; `once` names the wish.
+
+    Raises `TooManyUploads`, and `KeyReused` where the same wish was for another file.
+    """
     upload_id = f"upl_{once[: imports.ONCE_DIGITS]}" if once else new_id("upl")
     if once is not None and (earlier := get(upload_id)) is not None:
-        return earlier
+        return _same(earlier, manifest)
     if _uploads().count_documents({"partner": partner, "state": OPEN}, limit=OPEN_MAX) >= OPEN_MAX:
         raise TooManyUploads()
     row = {
@@ -193,8 +196,15 @@ def begin(
     except DuplicateKeyError:
         earlier = get(upload_id)
         assert earlier is not None, "uploads are never deleted"
-        return earlier
+        return _same(earlier, manifest)
     return _upload(row)
+
+
+def _same(earlier: Upload, manifest: Manifest) -> Upload:
+    """The upload of a wish that is repeated."""
+    if earlier.manifest != manifest:
+        raise KeyReused()
+    return earlier
 
 
 def get(upload_id: str) -> Upload | None:
@@ -246,13 +256,14 @@ def write(upload: Upload, start: int, data: IO[bytes]) -> int:
     for piece in _cut(data):
         if end + len(piece) > upload.manifest.size:
             raise UploadTooLong(size=upload.manifest.size)
-        # It may take hours, and end meanwhile: nothing is to be left behind then.
-        if _uploads().find_one({"_id": upload.id, "state": OPEN}, {"_id": 1}) is None:
-            raise UploadOver()
         try:
             _pieces().insert_one({"_id": _name(upload.id, end), "data": Binary(piece)})
         except DuplicateKeyError:
             raise UploadBusy(retry_after=1) from None
+        # It may take hours, and end meanwhile: nothing is to be left behind whoever ended it.
+        if _uploads().find_one({"_id": upload.id, "state": OPEN}, {"_id": 1}) is None:
+            _clear(upload.id)
+            raise UploadOver()
         end += len(piece)
     return end
 

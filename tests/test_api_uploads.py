@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,8 +19,10 @@ from werkzeug.test import TestResponse
 
 from accounting import clients, clock, storage, tokens
 from accounting.clients import Kind
+from accounting.errors import KeyReused
 from api import feed_rows
 from integrations import imports, mapping, partner_profiles, signed_urls, uploads
+from integrations.manifests import Manifest
 
 NOON = datetime(2026, 5, 20, 4, tzinfo=UTC)
 ROW: dict[str, Any] = {
@@ -283,6 +286,23 @@ def test_the_same_request_again_gives_the_same_address(buses: Caller) -> None:
     assert again.headers["Idempotency-Replayed"] == "true"
 
 
+def test_a_wish_is_for_one_file_for_ever(buses: Caller) -> None:
+    """Whatever became of the answer to the first request."""
+    how: dict[str, Any] = {"media_type": "application/x-ndjson", "gzipped": False}
+    how |= {"encoding": "utf-8", "profile": None, "once": "ab" * 32}
+
+    def wish(content: bytes, **said: Any) -> uploads.Upload:
+        digest = hashlib.sha256(content).hexdigest()
+        manifest = Manifest("rides.ndjson", len(content), digest, **said)
+        return uploads.begin("activities", buses.id, "cli_1", manifest, **how)
+
+    first = wish(RIDES, sums={"quantity": Decimal("320.0")})
+    assert wish(RIDES, sums={"quantity": Decimal(320)}) == first
+    for other in (wish, lambda content: wish(content, rows=40)):
+        with pytest.raises(KeyReused):
+            other(RIDES)
+
+
 def test_an_announcement_must_make_sense(buses: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     path = "/v1/feeds/activities/uploads"
     for wrong in (
@@ -363,6 +383,26 @@ def test_an_abandoned_upload_is_cleared_and_a_whole_one_finished(app: Flask, bus
     assert said(send(app, abandoned, RIDES)) == (409, "upload_over")
 
 
+def test_a_piece_that_comes_while_its_upload_is_cleared_is_not_left_behind(
+    app: Flask, buses: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = begin(buses)
+    upload = uploads.get(urlsplit(url).path.rpartition("/")[2])
+    assert upload is not None
+    named = uploads._name
+
+    def cleared_before(upload_id: str, offset: int) -> str:
+        # Between all that was asked before this piece is kept, and its keeping.
+        if offset == 2 * PIECE:
+            uploads.sweep(NOON + uploads.LIFE + 2 * uploads.CLEARED_AFTER)
+        return named(upload_id, offset)
+
+    monkeypatch.setattr(uploads, "_name", cleared_before)
+    with pytest.raises(uploads.UploadOver):
+        uploads.write(upload, 0, io.BytesIO(RIDES))
+    assert left() == (0, 0, 0)
+
+
 def test_a_posted_file_that_was_cut_off_is_no_file(app: Flask, buses: Caller) -> None:
     cut = {"wsgi.input": io.BytesIO(RIDES[:500]), "wsgi.input_terminated": True}
     kind = {"Content-Type": "application/x-ndjson"}
@@ -394,3 +434,6 @@ def test_refused_rows_can_be_fetched_by_an_address_for_an_hour(app: Flask, buses
         assert said(app.test_client().get(url)) == (403, "url_expired")
     foreign = machine(app, Kind.DATA).post(f"/v1/jobs/{job_id}/errors/link")
     assert said(foreign) == (404, "not_found")
+    [client] = clients.of_party(Kind.DATA, buses.id)
+    tokens.disable_client(client)
+    assert said(app.test_client().get(url)) == (403, "url_not_accepted")

@@ -10,7 +10,7 @@ from flask import Response, current_app
 from flask.views import MethodView
 from marshmallow import fields, validate
 
-from accounting import audit, clock, jobs, links, pace, refused_rows, vault, walks
+from accounting import audit, clients, clock, jobs, links, pace, refused_rows, vault, walks
 from accounting.errors import DomainError, NotFound
 from accounting.jobs import Job
 from api import problems, tasks
@@ -336,7 +336,8 @@ class JobErrorsLink(MethodView):
         """An address for the refused rows that needs no token, for an hour"""
         job = _mine(job_id)
         expires_at = (clock.now() + LINK_LIFE).replace(microsecond=0)
-        signature = signed_urls.sign(ERRORS_PURPOSE, {"job": job.id}, expires_at)
+        claims = {"job": job.id, "client": caller().client_id}
+        signature = signed_urls.sign(ERRORS_PURPOSE, claims, expires_at)
         path = f"/v1/jobs/{job.id}/errors/download?signature={signature}"
         return {
             "url": current_app.extensions["config"].public_url + path,
@@ -354,7 +355,11 @@ class JobErrorsFile(MethodView):
     def get(self, wanted: dict[str, str], job_id: str) -> Response:
         """The rows a job could not take, by a signed address"""
         claims = signed_urls.read(ERRORS_PURPOSE, wanted["signature"])
-        if claims.get("job") != job_id:
+        client_id = claims.get("client")
+        if claims.get("job") != job_id or client_id is None:
+            raise UrlNotAccepted()
+        # An address is worth what the credentials are worth that asked for it.
+        if clients.get(client_id).disabled_at is not None:
             raise UrlNotAccepted()
         answer = Response(_error_lines(job_id, language()), mimetype=files.NDJSON)
         answer.headers["Content-Disposition"] = f'attachment; filename="{job_id}.errors.ndjson"'
