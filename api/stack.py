@@ -84,6 +84,9 @@ def restart(data_dir: Path) -> None:
     before = state.read()
     if before is None or not before["ready"]:
         raise StackError(f"no stack runs on {data_dir}: start it with `tanhui up`")
+    if "restarts" not in before:
+        # Of a release from before there were restarts: the signal would end it.
+        raise StackError(f"what runs on {data_dir} cannot be restarted: stop it and start it again")
     os.kill(before["pid"], signal.SIGUSR2)
     deadline = time.monotonic() + RESTART_SECONDS
     while time.monotonic() < deadline:

@@ -269,6 +269,47 @@ def test_what_is_no_whole_backup_of_ours_is_refused_and_writes_nothing(
         assert storage.database().list_collection_names() == []
 
 
+@pytest.mark.parametrize("end", ["published", "given up"])
+def test_a_backup_that_ended_between_our_look_and_our_lock_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    path = tmp_path / "city.zip"
+    partial = tmp_path / "city.zip.partial"
+    lock = archive.fcntl.flock
+
+    def ended(file: Any, how: int) -> None:
+        with partial.open("wb") as other:
+            other.write(b"whole")
+        if end == "published":
+            partial.rename(path)
+        else:
+            partial.unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(archive.fcntl, "flock", ended)
+    with pytest.raises(BackupError, match="until now: run it again"), archive.publish(path):
+        pytest.fail("nothing may be written")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == (
+        [b"whole"] if end == "published" else []
+    )
+
+
+def test_a_backup_is_not_written_over_one_that_came_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "city.zip"
+    lock = archive.fcntl.flock
+
+    def first(file: Any, how: int) -> None:
+        path.write_bytes(b"whole")
+        lock(file, how)
+
+    monkeypatch.setattr(archive.fcntl, "flock", first)
+    with pytest.raises(BackupError, match="exists already"), archive.publish(path):
+        pytest.fail("nothing may be written")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"whole"]
+
+
 def test_another_secret_is_refused(config: Config, tmp_path: Path) -> None:
     lives()
     path = back_up(tmp_path)

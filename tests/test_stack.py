@@ -379,6 +379,17 @@ def test_a_child_ends_only_when_its_successor_is_ready(tmp_path: Path) -> None:
         watched.stop(0)
 
 
+def test_a_stack_of_a_release_without_restarts_is_left_alone(tmp_path: Path) -> None:
+    data_dir = settings.prepare(tmp_path / "var")
+    with settings.claim(data_dir, "`tanhui up`"), subprocess.Popen(["sleep", "60"]) as older:
+        settings.StackFacts(data_dir).write({"pid": older.pid, "ready": True})
+        with pytest.raises(StackError, match="stop it and start it again"):
+            stack.restart(data_dir)
+        # The signal would have ended it before this one does.
+        older.send_signal(signal.SIGKILL)
+        assert older.wait() == -signal.SIGKILL
+
+
 def test_only_a_running_stack_is_restarted(refused: Any, tmp_path: Path) -> None:
     (tmp_path / "var").mkdir()
     assert "there is no data in" in refused("restart", "--data-dir", str(tmp_path / "var"))

@@ -157,6 +157,12 @@ def publish(path: Path) -> Iterator[Writer]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BackupError(f"another backup is writing {partial}: wait for it") from None
+        # Between our look and our lock another backup may have come to its end.
+        if not _lies_at(partial, file):
+            raise BackupError(f"another backup was writing {partial} until now: run it again")
+        if path.exists():
+            partial.unlink()
+            raise BackupError(f"{path} exists already: name another file")
         try:
             file.truncate()  # What a killed backup left.
             writer = Writer(file)
@@ -176,6 +182,13 @@ def publish(path: Path) -> Iterator[Writer]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _lies_at(path: Path, file: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 class Archive:
