@@ -31,8 +31,7 @@ def take_rows(partner: Partner, raw: Sequence[Any], job: str | None = None) -> l
     """
     results: list[Taken | None] = []
     rows: list[Row] = []
-    form = RowFields()
-    reader = RowReader(form, form.fits_behaviour)
+    reader = RowReader(RowFields())
     for one in raw:
         try:
             data = reader.load(one)

@@ -10,6 +10,7 @@ from typing import Any
 
 import marshmallow as ma
 from marshmallow import fields, validate
+from marshmallow.decorators import VALIDATES_SCHEMA
 
 Read = Callable[[Any], Any]
 
@@ -19,13 +20,11 @@ class _Unsure(Exception):
 
 
 class RowReader:
-    """Reads rows by a schema without hooks but `check`, its check of a whole row."""
+    """Reads rows by a schema without hooks but checks of a whole row, which are all asked."""
 
-    def __init__(
-        self, schema: ma.Schema, check: Callable[[dict[str, Any]], object] | None = None
-    ) -> None:
+    def __init__(self, schema: ma.Schema) -> None:
         self.schema = schema
-        self.check = check
+        self.checks = [getattr(schema, name) for name, *_ in schema._hooks[VALIDATES_SCHEMA]]
         self.reads = {name: _reading(field) for name, field in schema.load_fields.items()}
         self.required = [name for name, field in schema.load_fields.items() if field.required]
         self.defaults = {
@@ -38,8 +37,8 @@ class RowReader:
         """What `schema.load` gives; raises its `ValidationError`."""
         try:
             data = self.quick(raw)
-            if self.check is not None:
-                self.check(data)
+            for check in self.checks:
+                check(data)
         except (_Unsure, ma.ValidationError):
             return self.schema.load(raw)
         return data
@@ -65,7 +64,9 @@ class RowReader:
 def _reading(field: fields.Field[Any]) -> Read:
     """What reads a value of a field: by its own checks, without asking it how for each value."""
     if isinstance(field, fields.Nested):
-        return RowReader(field.schema).quick
+        inner = RowReader(field.schema)
+        assert not inner.checks, "only whole rows are checked"
+        return inner.quick
     if field.pre_load or field.post_load:
         return lambda value: field.deserialize(value)
     if type(field) is fields.String and all(map(_is_plain, field.validators)):

@@ -67,8 +67,7 @@ class Spent:
 
 def take(content: bytes, book: Book, now: datetime, spent: Spent) -> None:
     """All rows of a file, a thousand at a time."""
-    form = RowFields()
-    reader = RowReader(form, form.fits_behaviour)
+    reader = RowReader(RowFields())
     with spent.on("parse"):
         data = io.BytesIO(content)
         rows = list(feeds.rows(data, media_type=feeds.NDJSON, gzipped=False, size=len(content)))

@@ -52,7 +52,7 @@ def test_a_row_is_read_as_the_schema_reads_it(changes: dict[str, Any], form: Any
     if form is ActivityRequest:
         raw.pop("external_id", None)
     schema = form()
-    assert told(RowReader(schema, schema.fits_behaviour).load, raw) == told(schema.load, raw)
+    assert told(RowReader(schema).load, raw) == told(schema.load, raw)
 
 
 DECIMALS = ["1.5000000", "1E-7", "NaN", "-Infinity", "0.000001", "1E+9"]
@@ -78,6 +78,12 @@ FIELDS = {
     "category": ["paper", ""],
     "odd": [1],
 }
+EVIDENCE = {
+    "kind": ["none", "x", None],
+    "recorder": ["gps", "eye"],
+    "manual": [True, 1],
+    "manual_quantity": [1, 0, Decimal("5.2"), Decimal("5.3"), "1", None],
+}
 OTHERS = {
     "external_id": ["", "c", "c" * 128, "c" * 129, 5, None, b"bytes", ["c"]],
     "behaviour": ["bus_km", "mobile_pay_offline", "recycle_kg", "e_card", "x", "", "b" * 65, 1],
@@ -102,7 +108,7 @@ def changed(raw: dict[str, Any], others: dict[str, list[Any]], chance: random.Ra
 @pytest.mark.parametrize("form", [RowFields, ActivityRequest])
 def test_thousands_of_rows_are_read_as_the_schema_reads_them(form: type[Any]) -> None:
     chance, schema = random.Random(9), form()
-    reader = RowReader(schema, schema.fits_behaviour)
+    reader = RowReader(schema)
     good = 0
     for _ in range(2_000):
         raw = changed(GOOD, OTHERS, chance)
@@ -110,6 +116,8 @@ def test_thousands_of_rows_are_read_as_the_schema_reads_them(form: type[Any]) ->
             raw["attributes"] = changed({}, FIELDS, chance)
         if form is ActivityRequest:
             raw.pop("external_id", None)
+            if chance.random() < 0.3:
+                raw["evidence"] = changed({"kind": "sensor"}, EVIDENCE, chance)
         read = told(reader.load, raw)
         assert read == told(schema.load, raw), raw
         good += isinstance(read.get("occurred_at"), datetime)
@@ -117,9 +125,24 @@ def test_thousands_of_rows_are_read_as_the_schema_reads_them(form: type[Any]) ->
     assert 300 < good < 1_500, good
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "by_hand", "said"),
+    [
+        ("bus_km", 1, "Unknown field."),
+        ("walk_steps", 9_001, "Must not exceed the quantity."),
+    ],
+)
+def test_every_check_of_a_whole_row_is_asked(behaviour: str, by_hand: int, said: str) -> None:
+    raw = GOOD | {"behaviour": behaviour, "quantity": 9_000, "attributes": {}}
+    raw |= {"evidence": {"kind": "sensor", "manual_quantity": by_hand}}
+    del raw["external_id"]
+    refused = {"evidence": {"manual_quantity": [said]}}
+    assert told(RowReader(ActivityRequest()).load, raw) == refused
+
+
 def test_a_good_row_needs_no_ceremony_and_what_is_no_row_is_refused() -> None:
     schema = RowFields()
-    reader = RowReader(schema, schema.fits_behaviour)
+    reader = RowReader(schema)
     assert reader.quick(GOOD) == schema.load(GOOD)
     for raw in (None, [], "row", 1):
         assert told(reader.load, raw) == told(schema.load, raw)

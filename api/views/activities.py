@@ -219,8 +219,7 @@ def _items(raw: Sequence[Any]) -> list[dict[str, Any]]:
     """Take the good ones in together; each has its own result, in order."""
     results: dict[int, dict[str, Any]] = {}
     facts: list[tuple[int, Activity]] = []
-    form = ActivityRequest()
-    reader = RowReader(form, form.fits_behaviour)
+    reader = RowReader(ActivityRequest())
     for at, one in enumerate(raw):
         try:
             facts.append((at, _fact(reader.load(one))))
