@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=40, help="reads a second under load")
     parser.add_argument("--posts", type=float, default=4, help="activities a second under load")
     parser.add_argument("--grade-residents", type=int, default=0, help="at least; 0 is everybody")
+    parser.add_argument("--worker-threads", type=int, default=1, help="of each bulk worker")
     parser.add_argument("--minutes", type=float, default=60, help="after which a size is given up")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"))
     parser.add_argument("--out", type=Path, default=Path("docs/scale"))
@@ -99,7 +100,7 @@ def one_city(wanted: argparse.Namespace, residents: int) -> dict[str, Any]:
         try:
             told = {"residents": residents, "given": given(wanted), "machine": machine()}
             told["seeding"] = seed(folder, residents, wanted.history)
-            with running(folder) as (stack, config):
+            with running(folder, wanted.worker_threads) as (stack, config):
                 told |= measured(stack, config, residents, wanted)
             return told
         except BaseException:
@@ -110,7 +111,16 @@ def one_city(wanted: argparse.Namespace, residents: int) -> dict[str, Any]:
 
 
 def given(wanted: argparse.Namespace) -> dict[str, Any]:
-    names = ("days", "history", "rows", "reads", "rate", "posts", "grade_residents")
+    names = (
+        "days",
+        "history",
+        "rows",
+        "reads",
+        "rate",
+        "posts",
+        "grade_residents",
+        "worker_threads",
+    )
     return {name: getattr(wanted, name) for name in names}
 
 
@@ -140,7 +150,7 @@ def seed(folder: Path, residents: int, months: int) -> dict[str, Any]:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[tuple[Stack, Config]]:
+def running(folder: Path, threads: int) -> Iterator[tuple[Stack, Config]]:
     with mongod(folder) as store, redis_server(folder) as queue:
         # Demo, so that a sensor can be attested without Google; the way taken is the same.
         config = Config(
@@ -151,7 +161,7 @@ def running(folder: Path) -> Iterator[tuple[Stack, Config]]:
         vault.configure(SECRET)
         storage.connect(store.url)
         tasks.make_celery(config)
-        with city_stack(config, store, queue) as stack:
+        with city_stack(config, store, queue, threads) as stack:
             yield stack, config
 
 

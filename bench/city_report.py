@@ -22,12 +22,17 @@ BEGIN, END = "<!-- tables: python -m bench.city_report -->", "<!-- end of tables
 PLAN, PLAN_END = "<!-- plan: python -m bench.city_report -->", "<!-- end of plan -->"
 City = dict[str, Any]
 Value = Callable[[City], float]
-# What holds an activity once it is credited; the others are there once a resident.
-OF_ACTIVITIES = (
-    "activities", "entries", "claims", "summary_months", "summary_cursors", "milestones",
-    "notifications", "grade_changes",
+# What there is once an activity, once a month of a resident, and once a resident.
+OF_ACTIVITIES = ("activities", "entries", "claims")
+OF_MONTHS = ("summary_months", "grades")
+OF_RESIDENTS = (
+    "residents", "links", "summary_cursors", "milestones", "notifications", "grade_changes",
 )  # fmt: skip
-OF_RESIDENTS = ("residents", "links", "grades")
+# Of a resident, what every row that comes in reads.
+HOT = ("residents", "links")
+EVERY = (*OF_ACTIVITIES, *OF_MONTHS, *OF_RESIDENTS)
+# Written for every activity, so in the log of operations: its month is replaced as a whole.
+LOGGED = ("activities", "entries", "claims", "summary_months", "summary_cursors")
 # Kinds of reads in the order of the page.
 KINDS = ("me", "account", "statement", "activities", "summary", "grade", "bank query")
 
@@ -72,11 +77,18 @@ def disk_of(city: City, names: Sequence[str]) -> int:
 
 
 def bytes_a_resident(city: City) -> float:
-    return disk_of(city, (*OF_ACTIVITIES, *OF_RESIDENTS)) / city["residents"]
+    return disk_of(city, EVERY) / city["residents"]
 
 
 def bytes_an_activity(city: City) -> float:
     return disk_of(city, OF_ACTIVITIES) / city["seeding"]["reports"]
+
+
+def ratio_of_cpu(city: City) -> float:
+    """Of the workers and mongod, a resident, to that of mongod for a document of the bare one."""
+    graded = city["regrade"]["cpu_us_a_resident"]
+    found: float = (graded["worker"] + graded["mongod"]) / city["bare"]["cpu_us_a_document"]
+    return found
 
 
 def slope(cities: Sequence[City], value: Value) -> str:
@@ -115,6 +127,7 @@ COSTS: tuple[tuple[str, Value, str], ...] = (
         lambda city: city["regrade"]["us_a_resident"] / city["bare"]["us_a_document"],
         ".2f",
     ),
+    ("grading to bare, ratio of CPU", ratio_of_cpu, ".2f"),
     ("disk, bytes a resident", bytes_a_resident, ",.0f"),
     ("disk, bytes an activity", bytes_an_activity, ",.0f"),
     ("seeding, s", lambda city: city["seeding"]["seconds"], ",.0f"),
@@ -192,7 +205,7 @@ def disk(cities: Sequence[City]) -> str:
     ]
     body = []
     for name, one in sorted(largest["disk"].items(), key=lambda item: -item[1]["storage"]):
-        if name in (*OF_ACTIVITIES, *OF_RESIDENTS):
+        if name in EVERY:
             each = (one[part] / one["count"] for part in ("bson", "storage", "indexes"))
             body.append([name, f"{one['count']:,}", *(f"{size:,.0f}" for size in each)])
     return rows(head, body)
@@ -228,14 +241,21 @@ def plan(cities: Sequence[City]) -> str:
     graded = city["regrade"]["cpu_us_a_resident"]
     grading_us = graded["worker"] + graded["mongod"]
     hot = hot_bytes_a_resident(city)
-    logged = sum(city["disk"][name]["bson"] for name in OF_ACTIVITIES if name in city["disk"])
-    logged_each = logged / city["seeding"]["reports"]
+    logged = sum(
+        one["bson"]
+        / one["count"]
+        * (one["count"] / city["seeding"]["reports"] if name == "claims" else 1)
+        for name, one in city["disk"].items()
+        if name in LOGGED
+    )
 
     def column(residents: int) -> list[float]:
         a_day = residents * ACTIVITIES_A_DAY
         rows_s, reads_s = a_day / NIGHT_S, residents * LOOKING * READS_EACH / 3_600
         mongod_cores = (rows_s * row["mongod"]) / 1e6
-        year_tb = a_day * 365 * bytes_an_activity(city) / TB
+        year_tb = (
+            a_day * 365 * bytes_an_activity(city) + residents * bytes_a_year_besides(city)
+        ) / TB
         hot_gb = residents * hot / GB
         by_cores = mongod_cores / (MEMBER_CORES * BUSY)
         by_disk = year_tb / (MEMBER_DISK_TB * FULL)
@@ -252,7 +272,7 @@ def plan(cities: Sequence[City]) -> str:
             reads_s * read["api"] / 1e6,
             reads_s * read["mongod"] / 1e6,
             year_tb,
-            a_day * logged_each / GB,
+            a_day * logged / GB,
             hot_gb,
             a_day * city["import"]["bytes"] / city["import"]["rows"] / GB,
             by_cores,
@@ -264,7 +284,7 @@ def plan(cities: Sequence[City]) -> str:
     body = [
         [name, *(_rounded(one[place]) for one in columns)] for place, name in enumerate(PLANNED)
     ]
-    return rows([body[0][0], *body[0][1:]], body[1:])
+    return rows(["residents", *(f"{size:,}" for size in SIZES_PLANNED)], body[1:])
 
 
 PLANNED = (
@@ -288,13 +308,19 @@ PLANNED = (
 )
 
 
+def bytes_a_year_besides(city: City) -> float:
+    """Disk of a resident whatever they do, with twelve months and as many gradings."""
+    a_month = sum(disk_of(city, [name]) / city["disk"][name]["count"] for name in OF_MONTHS)
+    return disk_of(city, OF_RESIDENTS) / city["residents"] + 12 * a_month
+
+
 def hot_bytes_a_resident(city: City) -> float:
     """What a night touches of each: account and links with their indexes, last entry, last month.
 
     Documents as they lie in memory, which is not compressed.
     """
     kept = (
-        sum(city["disk"][name]["bson"] + city["disk"][name]["indexes"] for name in OF_RESIDENTS)
+        sum(city["disk"][name]["bson"] + city["disk"][name]["indexes"] for name in HOT)
         / city["residents"]
     )
     newest = sum(
@@ -332,8 +358,9 @@ def _lines(axes: "Axes", cities: Sequence[City], named: dict[str, Value]) -> Non
     sizes = [city["residents"] for city in cities]
     for (name, value), colour in zip(named.items(), drawing.COLOURS, strict=False):
         axes.plot(sizes, [value(city) for city in cities], "o-", label=name, color=colour)
-    axes.set_ylim(bottom=0)
-    axes.legend()
+    # Room for the legend above what is drawn.
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
+    axes.legend(loc="upper left")
 
 
 def draw_costs(figure: "Figure", cities: Sequence[City]) -> None:
@@ -358,7 +385,7 @@ def draw_costs(figure: "Figure", cities: Sequence[City]) -> None:
 
 def draw_disk(figure: "Figure", cities: Sequence[City]) -> None:
     axes = figure.subplots()
-    names = [*OF_ACTIVITIES, *OF_RESIDENTS]
+    names = [name for name in EVERY if name in cities[-1]["disk"]]
     places = range(len(cities))
     bottom = [0.0] * len(cities)
     for number, name in enumerate(names):
@@ -385,7 +412,7 @@ def draw_waits(figure: "Figure", cities: Sequence[City]) -> None:
     }
     _lines(axes, cities, named)
     axes.set_yscale("log")
-    axes.set_ylim(1, None)
+    axes.set_ylim(1, 10 * max(_p99(city, "mixed") for city in cities))
     _by_size(axes, cities, "读请求等待 Waits of reads", "ms")
     ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000]
     most = axes.get_ylim()[1]

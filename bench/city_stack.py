@@ -43,8 +43,8 @@ class Stack:
 
 
 @contextmanager
-def city_stack(config: Config, store: Server, queue: Server) -> Iterator[Stack]:
-    """The API, two bulk workers and the follower on running servers."""
+def city_stack(config: Config, store: Server, queue: Server, threads: int) -> Iterator[Stack]:
+    """The API, two bulk workers of some threads and the follower on running servers."""
     with ExitStack() as stack:
         api = stack.enter_context(served(config, {"api.wsgi:app": PORT}))
         environment = {**os.environ, **config.environment()}
@@ -59,6 +59,7 @@ def city_stack(config: Config, store: Server, queue: Server) -> Iterator[Stack]:
             return child
 
         worker = processes.command("worker-bulk", config, "")
+        worker[worker.index("--concurrency") + 1] = f"{threads}"
         host = worker.index("--hostname") + 1
         workers = [
             part(f"worker-{n}", [*worker[:host], f"bulk-{n}@%h", *worker[host + 1 :]])
