@@ -56,7 +56,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a backup says of itself. `book` is what the heads of all accounts come to."""
+    """What a backup says of itself. `book` is what the heads of all accounts come to.
+
+    `taken_at` is the moment it is of, the second of its cluster time: not the end of the copying.
+    """
 
     id: str
     release: str

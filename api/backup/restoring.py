@@ -88,16 +88,19 @@ def _refuse_foreign(manifest: Manifest) -> None:
 
 
 def _begin(path: Path, manifest: Manifest, replace: bool) -> bool:
-    """Set the mark, or find it; True when a restore of this backup goes on where it stopped."""
+    """Set the mark, or find it; True when a restore of this backup goes on where it stopped.
+
+    Whatever the backup did not bring is dropped, also by a restore that goes on: the one before may
+    have been stopped in the middle of dropping.
+    """
     mark = _marks().find_one({"_id": "restore"})
-    if mark is not None and mark["backup"] == manifest.id and not replace:
-        return True
+    went_on = mark is not None and mark["backup"] == manifest.id and not replace
     names = [
         name
         for name in storage.database().list_collection_names()
         if not name.startswith("system.") and name != schema.RESTORING
     ]
-    if not replace:
+    if not (replace or went_on):
         if mark is not None:
             raise BackupError(
                 f"a restore of {mark['file']} into this database is not finished: run it with "
@@ -109,11 +112,13 @@ def _begin(path: Path, manifest: Manifest, replace: bool) -> bool:
                     f"this database is not empty ({name} holds data): restore into an empty one, "
                     f"or say --replace to drop everything in it"
                 )
-    row = {"backup": manifest.id, "file": str(path), "loaded": []}
-    _marks().replace_one({"_id": "restore"}, row, upsert=True)
+    if mark is None or not went_on:
+        mark = {"backup": manifest.id, "file": str(path), "loaded": []}
+        _marks().replace_one({"_id": "restore"}, mark, upsert=True)
     for name in names:
-        storage.database().drop_collection(name)
-    return False
+        if name not in mark["loaded"]:
+            storage.database().drop_collection(name)
+    return went_on
 
 
 def _load(archive: Archive, tell: Tell) -> None:

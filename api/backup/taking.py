@@ -16,7 +16,7 @@ from typing import Any
 from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure, PyMongoError
 
-from accounting import clock, storage, vault
+from accounting import storage, vault
 from accounting.ids import new_id
 from api import schema
 from api.backup import archive, heads
@@ -143,7 +143,7 @@ def _manifest(session: ClientSession, parts: list[Part], window: "_Window") -> M
         release=schema.RELEASE,
         schema=schema.VERSION,
         cluster_time=(moment.time, moment.inc),
-        taken_at=clock.now().isoformat(),
+        taken_at=moment.as_datetime().isoformat(),
         key_id=vault.key_id(),
         book=book,
         proof=proof and {**proof, "at": proof["at"].isoformat()},
