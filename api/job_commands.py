@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from accounting import audit, clients, jobs, pace, storage, vault
+from accounting import audit, clients, jobs, pace, shares, storage, vault
 from accounting.clients import Kind
 from accounting.enterprise import plants
 from accounting.errors import DomainError
@@ -73,7 +73,7 @@ def show(job_id: str, data_dir: Path) -> None:
     """Show all that is known of a job."""
     with _opened(data_dir):
         job = _known(job_id)
-        parts = jobs.shares(job_id, imports.SHARES_MAX)
+        parts = shares.of(job_id)
     for name, value in _facts(job).items():
         if value not in (None, ""):
             click.echo(f"{name:<12} {value}")

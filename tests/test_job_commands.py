@@ -17,16 +17,16 @@ from urllib.parse import urlsplit
 import click
 import pytest
 from callers import partner
+from click.testing import CliRunner, Result
 from flask import Flask
 
-from accounting import audit, clients, clock, jobs
+from accounting import audit, clients, clock, jobs, shares, storage
 from accounting.clients import Kind
 from accounting.jobs import Job
-from api import job_commands
+from api import cli, job_commands
 from api.config import Config
 from footprint import upkeep
 
-Words = list[str]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -56,25 +56,55 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def test_jobs_are_listed_cancelled_and_resumed(start: Start) -> None:
+@pytest.fixture
+def told(
+    config: Config, app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """What `tanhui` says on the servers of the test, in this very process."""
+    for name in ("MONGODB_URI", "REDIS_URL", "TANHUI_SECRET"):
+        monkeypatch.setenv(name, config.environment()[name])
+
+    def tanhui(*words: str) -> Result:
+        storage.disconnect()
+        try:
+            return CliRunner().invoke(cli.tanhui, [*words, "--data-dir", str(tmp_path)])
+        finally:
+            storage.connect(config.mongodb_uri)
+
+    return tanhui
+
+
+def test_jobs_are_listed_cancelled_and_resumed(told: Callable[..., Result]) -> None:
     walk = upkeep.queue("clock")
     other = jobs.queue("proof", "clock", {})
     jobs.queue("file_share", "bus", {}, whole=other.id)
-    code, out, err = ended(start("jobs", "list", "--kind", "projections", "--state", "queued"))
-    assert (code, err) == (0, "")
-    [row] = out.splitlines()
+    said = told("jobs", "list", "--kind", "projections", "--state", "queued")
+    assert said.exit_code == 0, said.output
+    [row] = said.output.splitlines()
     assert row.split("\t")[:6] == [walk.id, "projections", "queued", "0", "0", "accounts"]
     assert [job.id for job in jobs.newest(limit=9)] == [other.id, walk.id]
-    code, out, _ = ended(start("jobs", "cancel", walk.id, "--reason", "busy hour"))
-    assert (code, out) == (0, f"{walk.id} is cancelled: busy hour\n")
-    code, out, err = ended(start("jobs", "follow", walk.id))
-    assert (code, err) == (1, f"tanhui: {walk.id} failed: Cancelled: busy hour\n")
-    assert out.startswith(f"{walk.id} failed, 0 %")
-    assert ended(start("jobs", "resume", walk.id))[0] == 0
+    said = told("jobs", "cancel", walk.id, "--reason", "busy hour")
+    assert (said.exit_code, said.output) == (0, f"{walk.id} is cancelled: busy hour\n")
+    said = told("jobs", "follow", walk.id)
+    assert said.exit_code == 1
+    assert said.output.startswith(f"{walk.id} failed, 0 %")
+    assert f"{walk.id} failed: Cancelled: busy hour\n" in said.output
+    assert told("jobs", "resume", walk.id).exit_code == 0
     with clock.travel(2 * jobs.LEASE):
         assert upkeep.run(walk.id) is not None
     done = {row.action for row in audit.trail(subject=walk.id, limit=9)}
     assert done == {"job cancelled", "job resumed"}
+
+
+def test_a_job_is_shown_with_all_its_shares(told: Callable[..., Result]) -> None:
+    """A grading of a large city has more shares than a file ever has."""
+    whole = jobs.queue("regrade", "clock", {shares.COUNT: 12}, unit=jobs.RESIDENTS)
+    names = [shares.name(whole.id, number) for number in range(12)]
+    for name in names:
+        jobs.queue("regrade_range", "clock", {}, name, unit=jobs.RESIDENTS, whole=whole.id)
+    said = told("jobs", "show", whole.id)
+    shown = [row.split() for row in said.output.splitlines()]
+    assert [row[1] for row in shown if row[0] == "share"] == names
 
 
 def test_a_file_is_handed_over_worked_here_and_followed(
