@@ -96,6 +96,8 @@ class Limits:
     ) -> None:
         """Say what is left in the answer; raises `RateLimited` where nothing is."""
         amount = self._item(caller).amount
+        # The last half second of a window rounds to none, and "at once" is too soon.
+        reset_s = max(1, reset_s)
         g.rate_limit = (amount, max(0, amount - used), reset_s)
         if not fits or used > amount:
             raise RateLimited(retry_after=reset_s)
@@ -136,7 +138,7 @@ class Limits:
                 used, seconds = both.execute()
             except NoScriptError:  # A Redis that has not met the script yet; `count` loads it.
                 used, seconds = count([name], [item.get_expiry(), cost]), self._redis.ttl(name)
-        return int(used), max(1, int(seconds))
+        return int(used), int(seconds)
 
     def _item(self, caller: "Caller | None") -> RateLimitItem:
         if caller is None:

@@ -12,6 +12,7 @@ from flask import Flask
 import api.app
 from accounting import clients, clock, storage, tokens
 from accounting.clients import Kind
+from accounting.errors import RateLimited
 from api import security
 
 QUERY = "/v1/bank/grades/query"
@@ -112,6 +113,14 @@ def test_past_the_limit_no_nonce_is_used_up(small: Flask) -> None:
     assert small.extensions["redis"].delete(budget.name) == 1
     assert left(sent(small, bank, headers)) == (404, 499)
     assert said(sent(small, bank, headers)) == (401, "invalid_signature")
+
+
+def test_nobody_is_told_to_come_back_in_no_time(small: Flask) -> None:
+    """Redis answers whole seconds: of the last half second of a window, none."""
+    bank = security.Caller(security.BANK, "bnk_1")
+    with small.test_request_context(), pytest.raises(RateLimited) as refused:
+        small.extensions["limits"].counted(bank, 501, 0)
+    assert refused.value.facts == {"retry_after": 1}
 
 
 def test_a_wrong_signature_is_counted_and_uses_up_no_nonce(small: Flask) -> None:
