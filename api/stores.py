@@ -94,8 +94,8 @@ def make_indexes(
 ) -> list[Finding]:
     """Every index and validator, and the shape of the data; what was left as it was.
 
-    Raises StackError for a store that could lose what it accepted, and for data that cannot have
-    an index it needs.
+    Raises StackError for a store that could lose what it accepted, for data that is not for this
+    code, and for data that cannot have an index it needs.
     """
     # Imported here, because the other commands of this module need no application: a document
     # registers its indexes when its room is imported, and the application imports every room.
@@ -104,6 +104,7 @@ def make_indexes(
     try:
         storage.connect(mongodb_uri)
         storage.check_topology()
+        schema.check(storage.database())
         storage.ensure_shapes()
         left = indexing.build(tell, drop=drop, replace=replace)
         schema.write(storage.database())

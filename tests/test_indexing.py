@@ -15,18 +15,19 @@ from api import cli, schema, stores
 from api.config import Config
 from api.stack import StackError
 
-pytestmark = pytest.mark.usefixtures("app")
-
 # Unique on (job, row), and a collection that tests of this file have to themselves.
 NAME = "job_errors"
 
 
-@pytest.fixture(autouse=True)
-def _as_declared_afterwards() -> Iterator[None]:
+@pytest.fixture
+def _as_declared_afterwards(app: object) -> Iterator[None]:
     yield
     storage.database()[NAME].delete_many({})
     assert indexing.build(drop=True, replace=True) == []
     storage.database()["meta"].delete_one({"_id": "schema"})
+
+
+in_the_store = pytest.mark.usefixtures("_as_declared_afterwards")
 
 
 def errors() -> Any:
@@ -37,11 +38,13 @@ def kinds() -> list[tuple[str, str]]:
     return [(one.kind, f"{one.collection}.{one.name}") for one in indexing.differences()]
 
 
+@in_the_store
 def test_what_a_fresh_start_makes_is_what_is_declared() -> None:
     assert indexing.differences() == []
     assert sum(map(len, indexing.declared().values())) > 150
 
 
+@in_the_store
 def test_prepare_builds_what_is_missing_and_leaves_the_rest_to_those_who_say_so() -> None:
     errors().drop_index("job_1_row_1")
     errors().create_index("code", name="by_hand")
@@ -67,6 +70,7 @@ def test_prepare_builds_what_is_missing_and_leaves_the_rest_to_those_who_say_so(
         indexing.build(drop=True, replace=True)
 
 
+@in_the_store
 def test_an_index_is_built_while_writers_write() -> None:
     errors().drop_index("job_1_row_1")
     errors().insert_many([{"job": "a", "row": row} for row in range(5_000)])
@@ -93,6 +97,7 @@ def test_an_index_is_built_while_writers_write() -> None:
     assert kinds() == []
 
 
+@in_the_store
 def test_data_that_cannot_have_the_index_is_told_of_in_one_sentence() -> None:
     errors().drop_index("job_1_row_1")
     errors().insert_many([{"job": "a", "row": 1}, {"job": "a", "row": 1}])
@@ -124,6 +129,7 @@ def test_only_what_an_index_does_makes_it_another(there: dict[str, Any], found: 
     assert [one.kind for one in indexing.compare(declared, present)] == found
 
 
+@in_the_store
 def test_the_commands_show_and_prepare(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in config.environment().items():
         monkeypatch.setenv(name, value)
@@ -154,6 +160,7 @@ def test_the_commands_show_and_prepare(config: Config, monkeypatch: pytest.Monke
     }
 
 
+@in_the_store
 def test_an_older_release_does_not_start_on_the_data_of_a_newer_one(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,9 +168,17 @@ def test_an_older_release_does_not_start_on_the_data_of_a_newer_one(
     storage.database()["meta"].replace_one({"_id": "schema"}, newer, upsert=True)
     schema.write(storage.database())
     assert schema.found_in(storage.database()) == newer
-    for look in (stores.check_mode, stores.check_data):
-        with pytest.raises(StackError, match=r"made by release 9\.9, .* start the newer release"):
-            look(config)
+    storage.disconnect()
+    try:
+        for look in (
+            lambda: stores.check_mode(config),
+            lambda: stores.check_data(config),
+            lambda: stores.make_indexes(config.mongodb_uri),
+        ):
+            with pytest.raises(StackError, match=r"made by release 9\.9, .* start the newer"):
+                look()
+    finally:
+        storage.connect(config.mongodb_uri)
     for name, value in config.environment().items():
         monkeypatch.setenv(name, value)
     ended = CliRunner().invoke(cli.tanhui, ["run", "follower"])
