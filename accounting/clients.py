@@ -133,6 +133,11 @@ class Client(me.Document):
     def needs_approval(self) -> bool:
         return self.asked_by is not None and self.approved_by is None
 
+    @property
+    def enabled(self) -> bool:
+        """Whether anything may be done in its name."""
+        return self.disabled_at is None and not self.needs_approval
+
 
 @dataclass(frozen=True, slots=True)
 class BankKey:
@@ -216,8 +221,7 @@ def authenticate(client_id: str, secret: str) -> Client | None:
     # Compare even when there is nothing to compare with: timing must not tell who is known.
     known = client.secret_hash if client else _digest("")
     right = hmac.compare_digest(known, _digest(secret))
-    enabled = client is not None and client.disabled_at is None and not client.needs_approval
-    return client if right and enabled else None
+    return client if client and right and client.enabled else None
 
 
 def get(client_id: str) -> Client:

@@ -359,7 +359,7 @@ class _Growing(Exception):
 
 def _may_feed(partner: str) -> bool:
     return any(
-        client.disabled_at is None and not client.needs_approval and "feeds:write" in client.scopes
+        client.enabled and "feeds:write" in client.scopes
         for client in clients.of_party(Kind.DATA, partner)
     )
 

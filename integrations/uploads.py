@@ -223,7 +223,7 @@ def admitted(kind: str, upload_id: str, signature: str) -> Upload:
     if {name: claims.get(name) for name in upload.claims} != upload.claims:
         raise UrlNotAccepted()
     # An address is worth what the credentials are worth that asked for it.
-    if clients.get(upload.client).disabled_at is not None:
+    if not clients.get(upload.client).enabled:
         raise UrlNotAccepted()
     return upload
 

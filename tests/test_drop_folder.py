@@ -443,8 +443,11 @@ def test_odd_names_are_put_aside_under_plain_ones(drop: Drop) -> None:
 
 
 def test_folders_of_nobody_are_left_and_told_of_once(drop: Drop) -> None:
-    (drop.root / "nobody").mkdir()
-    (drop.root / "nobody" / "rides.ndjson").write_bytes(RIDES)
+    # Nobody, and a partner that a second operator has not approved yet.
+    clients.create_client(Kind.DATA, "new", subject_id="ptn_new", asked_by="anna")
+    for name in ("nobody", "ptn_new"):
+        (drop.root / name / "activities").mkdir(parents=True)
+        (drop.root / name / "activities" / "rides.ndjson").write_bytes(RIDES)
     (drop.root / "a file").touch()
     (drop.incoming / "no_profile").mkdir()
     (drop.incoming / "no_profile" / "rides.ndjson").write_bytes(RIDES)
@@ -452,8 +455,10 @@ def test_folders_of_nobody_are_left_and_told_of_once(drop: Drop) -> None:
     assert sorted(sounded()) == [
         ("drop_folder_unknown", f"{drop.buses.id}/activities/no_profile"),
         ("drop_folder_unknown", "nobody"),
+        ("drop_folder_unknown", "ptn_new"),
     ]
-    assert (drop.root / "nobody" / "rides.ndjson").exists()
+    for name in ("nobody", "ptn_new"):
+        assert os.listdir(drop.root / name) == ["activities"]
 
 
 def test_a_partner_nobody_agreed_to_is_nobody_yet(drop: Drop) -> None:
