@@ -92,8 +92,7 @@ def add_up(whole_id: str) -> None:
     counts: Counter[str] = Counter(dict.fromkeys(whole.counts, 0))
     for one in parts:
         counts.update(one.counts)
-    read = sum(one.bytes_done for one in parts) // max(len(parts), 1)
-    jobs.advance(whole, done, read, dict(counts))
+    jobs.advance(whole, done, 0, dict(counts))
     if len(parts) < whole.arguments[COUNT]:
         return  # Whoever was making them died: the next worker makes the others.
     if any(one.state in jobs.UNFINISHED or one.cancelled_by is not None for one in parts):

@@ -25,7 +25,6 @@ from accounting import clock, indexing, proofs, storage, vault, verifying
 from accounting import factors as the_factors
 from accounting.factors import review
 from accounting.verifying import Broken, Place
-from api import config as settings
 from api import grading, job_commands, launch, operators, processes, stack, stores
 from api.backup.archive import BackupError
 from api.backup.command import backup, restore
@@ -68,10 +67,8 @@ def restart(data_dir: Path) -> None:
     Indexes first, then each worker when its tasks are finished, then the API: the new one takes
     requests before the old one ends, so no caller is refused. MongoDB and Redis go on.
     """
+    stack.running_facts(data_dir)
     with stack.store(data_dir) as store:
-        facts = settings.StackFacts(data_dir.absolute()).read()
-        if facts is None or not facts["ready"]:
-            raise stack.StackError(f"no stack runs on {data_dir}: start it with `tanhui up`")
         for one in stores.make_indexes(store.mongodb_uri):
             click.echo(f"{one.kind}, left as it is: {_named(one)}", err=True)
     stack.restart(data_dir)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from api import config as settings
 from integrations import servers
@@ -75,15 +76,20 @@ def _ready_url(child: Child, data_dir: Path) -> str:
     raise StackError(lines[-1].removeprefix("tanhui: "))
 
 
+def running_facts(data_dir: Path) -> dict[str, Any]:
+    """What the `tanhui up` on this directory says of itself; StackError when none is ready."""
+    facts = settings.StackFacts(data_dir.absolute()).read()
+    if facts is None or not facts["ready"]:
+        raise StackError(f"no stack runs on {data_dir}: start it with `tanhui up`")
+    return facts
+
+
 def restart(data_dir: Path) -> None:
     """Have the `tanhui up` on this directory start its parts anew, and wait until it did.
 
     Raises StackError when one did not become ready; the old API goes on then.
     """
-    state = settings.StackFacts(data_dir.absolute())
-    before = state.read()
-    if before is None or not before["ready"]:
-        raise StackError(f"no stack runs on {data_dir}: start it with `tanhui up`")
+    state, before = settings.StackFacts(data_dir.absolute()), running_facts(data_dir)
     if "restarts" not in before:
         # Of a release from before there were restarts: the signal would end it.
         raise StackError(f"what runs on {data_dir} cannot be restarted: stop it and start it again")

@@ -19,6 +19,9 @@ ALARMS_SHOWN = 5
 ALARMS_OF = timedelta(days=2)
 SKEW_MS_MAX = 1_000
 DISK_FULL = 0.9
+LAG_MAX = timedelta(minutes=2)
+# So long a running job may be without a worker: the sweep hands it on sooner.
+LEFT_MAX = timedelta(minutes=5)
 
 
 @click.command()
@@ -100,7 +103,7 @@ def _jobs() -> tuple[bool, str]:
     rows: Any = storage.database()["jobs"]
     waiting = rows.count_documents({"state": jobs.QUEUED})
     running = rows.count_documents({"state": jobs.RUNNING})
-    left = {"state": jobs.RUNNING, "leased_until": {"$lt": clock.now() - timedelta(minutes=5)}}
+    left = {"state": jobs.RUNNING, "leased_until": {"$lt": clock.now() - LEFT_MAX}}
     return rows.count_documents(left) == 0, f"{waiting} waiting, {running} running"
 
 
@@ -108,9 +111,7 @@ def _summaries() -> tuple[bool, str]:
     lag = following.lag(upkeep.FOLLOWER)
     if lag is None:
         return False, "nobody has followed the book yet"
-    return lag < timedelta(
-        minutes=2
-    ), f"{lag.total_seconds():.0f} s since the follower was heard of"
+    return lag < LAG_MAX, f"{lag.total_seconds():.0f} s since the follower was heard of"
 
 
 def _proof() -> tuple[bool, str]:

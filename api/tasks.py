@@ -99,7 +99,8 @@ RUN: dict[str, Callable[[str], Any]] = {
     pushes.KIND: pushes.run,
     bank_files.KIND: bank_files.run,
 }
-# A period that is being settled cannot be stopped, and a push is stopped as a push.
+# A period that is being settled has claimed its moves, a push is stopped as a push, and what a
+# resident asked to be given is nobody else's to stop.
 NOT_STOPPABLE = frozenset({settlement.KIND, pushes.KIND, exports.KIND})
 # A sweep of notifications begins no batch after this, so that the next one finds it done.
 CARRY_S = 12.0

@@ -40,10 +40,9 @@ from integrations import (
 from integrations.dropped import Lease, LeaseLost
 from integrations.folders import Folder, Look, NotPlain
 from integrations.manifests import Manifest, ManifestInvalid, ManifestMismatch
-from integrations.mapping import ACTIVITIES, BILLS
+from integrations.mapping import KINDS
 from integrations.partner_profiles import Version
 
-KINDS: Final = (ACTIVITIES, BILLS)
 DONE, REFUSED = "done", "refused"
 # A file without a manifest is whole when it stood still for this long.
 SETTLE = timedelta(seconds=60)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from accounting import clock, refused_rows, tables, vault
 from accounting.errors import DomainError
 from accounting.jobs import Job
-from integrations import dropped, folders
+from integrations import dropped
 from integrations.dropped import Dropped
 from integrations.folders import Folder
 
@@ -25,14 +25,14 @@ def write_reason(aside: Folder, name: str, of: str, refusal: DomainError) -> Non
         "en": refusal.text("en"),
         "at": clock.iso(clock.now()),
     }
-    aside.write(f"{name}.reason.json", [as_json(reason)])
+    aside.write(f"{name}.reason.json", [_as_json(reason)])
 
 
 def write_end(done: Folder, one: Dropped, job: Job) -> None:
     """The refused rows first: who sees the result finds them complete."""
     errors_name = f"{one.name}.errors.csv" if job.counts["rejected"] else None
     if errors_name is not None:
-        done.write(errors_name, folders.blocks(_error_lines(job.id)))
+        done.write(errors_name, map(str.encode, _error_lines(job.id)))
     first = dropped.first_name(job.id)
     end = {
         "file": one.name,
@@ -46,7 +46,7 @@ def write_end(done: Folder, one: Dropped, job: Job) -> None:
         "same_as": first if first != one.name else None,
         "finished_at": clock.iso(job.finished_at) if job.finished_at else None,
     }
-    done.write(f"{one.name}.result.json", [as_json(end)])
+    done.write(f"{one.name}.result.json", [_as_json(end)])
 
 
 def _error_lines(job_id: str) -> Iterator[str]:
@@ -62,5 +62,5 @@ def _error_lines(job_id: str) -> Iterator[str]:
     yield tables.csv_rows(together)
 
 
-def as_json(content: dict[str, Any]) -> bytes:
+def _as_json(content: dict[str, Any]) -> bytes:
     return json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n"

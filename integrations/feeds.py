@@ -34,6 +34,7 @@ CHARSETS: Final = {
     "gb2312": GB18030,
 }
 BOM: Final = "\ufeff"
+FILE_BYTES_MAX: Final = 2 * 1024**3
 LINE_BYTES_MAX = 64 * 1024
 # How much of a line that cannot be read is kept to be shown.
 TEXT_MAX = 500

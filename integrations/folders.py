@@ -7,7 +7,7 @@ open folder does not, and what was looked at is what is opened or moved.
 import heapq
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,11 +131,6 @@ def plain(name: str) -> str:
     """A name for what has an odd one: what is odd becomes percent signs and digits."""
     raw = os.fsencode(name)
     return name if is_plain(name) else quote_from_bytes(raw, safe=" ()+~=@,")[:NAME_BYTES_MAX]
-
-
-def blocks(texts: Iterator[str]) -> Iterator[bytes]:
-    for text in texts:
-        yield text.encode()
 
 
 def _look(found: os.stat_result) -> Look:

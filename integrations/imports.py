@@ -46,7 +46,7 @@ STINT = timedelta(minutes=5)
 HOLD_ROWS = 10_000
 READ_BYTES = 256 * 1024
 BLOCK_BYTES = 1024 * 1024
-FILE_BYTES_MAX = 2 * 1024**3
+FILE_BYTES_MAX = feeds.FILE_BYTES_MAX
 # The code of a line that is no row.
 MALFORMED = "malformed_row"
 # As many hexadecimal digits of a wish as name its job: 104 bits.
@@ -80,8 +80,8 @@ class RowResult:
         return None
 
 
-# Takes plain rows of a job in and says what became of each, in order.
 Numbered = tuple[int, FeedRow]
+# Takes plain rows of a job in and says what became of each, in order.
 TakeRows = Callable[[Job, Sequence[dict[str, Any]]], list[RowResult]]
 
 

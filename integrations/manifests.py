@@ -20,7 +20,6 @@ from integrations.feeds import FileRefused, Form, Unreadable
 
 SUFFIX: Final = ".manifest.json"
 TEXT_BYTES_MAX: Final = 64 * 1024
-FILE_BYTES_MAX: Final = 2 * 1024**3
 FILE_NAME_MAX: Final = 200
 SUMS_MAX: Final = 10
 COLUMN_MAX: Final = 64
@@ -101,7 +100,7 @@ def parse(text: bytes) -> Manifest:
         raise _invalid(f"unknown field {name!a}", f"未知字段 {name!a}")
     return Manifest(
         file=_text(raw, "file", FILE_NAME_MAX),
-        size=_whole(raw, "bytes", FILE_BYTES_MAX),
+        size=_whole(raw, "bytes", feeds.FILE_BYTES_MAX),
         sha256=_digest(raw),
         rows=_whole(raw, "rows", COUNT_MAX) if "rows" in raw else None,
         sums=_sums(raw.get("sums", {})),

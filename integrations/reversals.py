@@ -39,7 +39,7 @@ def ask(job: Job, *, reason: str, by: str) -> Job:
     """
     reversal_id = f"{KIND}_{job.id}"
     size = activities.count_of_job(job.id) + bills.count_of_job(job.id)
-    arguments = {"reverses": job.id, "reason": reason, "by": by, "size": size}
+    arguments = {"reverses": job.id, "reason": reason, "by": by}
     # It may have been asked for before.
     with suppress(DuplicateKeyError):
         jobs.queue(KIND, job.owner, arguments, reversal_id, total=size)

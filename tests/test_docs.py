@@ -37,7 +37,11 @@ def test_every_behaviour_is_in_the_methodology_document() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["up", "demo", "book verify", "grade explain", "factors check", "simulate", "city", "torture"],
+    [
+        *("up", "demo", "book verify", "grade explain", "factors check", "simulate", "city"),
+        *("torture", "backup", "restore", "restart", "status", "indexes", "watch", "import"),
+        *("jobs list", "jobs show", "jobs follow", "jobs cancel", "jobs resume"),
+    ],
 )
 def test_every_command_takes_a_data_directory(words: str) -> None:
     command: click.Command = cli.tanhui

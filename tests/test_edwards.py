@@ -55,12 +55,12 @@ def test_there_are_fourteen_ways_to_write_them() -> None:
     assert len(set(small_order())) == 14
 
 
-@pytest.mark.parametrize("encoded", small_order(), ids=bytes.hex)
-def test_no_key_of_small_order_enters(encoded: bytes, app: Flask) -> None:
-    assert not is_sound_key(encoded)
+def test_no_key_of_small_order_enters(app: Flask) -> None:
     client, _ = clients.create_client(Kind.BANK, "bank", subject_id="bnk_1")
-    with pytest.raises(UnfitKey):
-        clients.add_key(client, clients.ED25519, encoded)
+    for encoded in small_order():
+        assert not is_sound_key(encoded), encoded.hex()
+        with pytest.raises(UnfitKey):
+            clients.add_key(client, clients.ED25519, encoded)
     assert clients.live_keys(clients.get(client.client_id)) == []
 
 
@@ -100,7 +100,7 @@ def test_a_shared_secret_that_could_be_guessed_is_refused(length: int, app: Flas
 def test_both_doors_refuse_them_in_the_callers_language(app: Flask) -> None:
     bank, operator = machine(app, Kind.BANK), machine(app, Kind.OPERATOR)
     resets = f"/v1/operator/banks/{bank.id}/key-resets"
-    for encoded in small_order():
+    for encoded in (small_order()[0], small_order()[-1]):
         body = {"algorithm": "ed25519", "public_key_b64": base64.b64encode(encoded).decode()}
         for answer in (
             bank.post("/v1/bank/keys", body),

@@ -20,7 +20,6 @@ class Clockwork:
         arguments = {"size": size} if size else {}
         with clock.stand(NOW):
             self.id = jobs.queue("projections", "op", arguments, total=total).id
-        self.seconds = 0
 
     def take(self, second: int) -> Job:
         with clock.stand(NOW + timedelta(seconds=second)):

@@ -392,9 +392,7 @@ def test_a_stack_of_a_release_without_restarts_is_left_alone(tmp_path: Path) -> 
 
 def test_only_a_running_stack_is_restarted(refused: Any, tmp_path: Path) -> None:
     (tmp_path / "var").mkdir()
-    assert "there is no data in" in refused("restart", "--data-dir", str(tmp_path / "var"))
-    with pytest.raises(StackError, match="no stack runs on"):
-        stack.restart(tmp_path / "var")
+    assert "no stack runs on" in refused("restart", "--data-dir", str(tmp_path / "var"))
 
 
 def test_earlier_children_are_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

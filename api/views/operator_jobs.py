@@ -121,7 +121,7 @@ class CancelledJob(MethodView):
     def post(self, wanted: dict[str, Any], job_id: str) -> None:
         """Stop a job where it is, a file or work over the whole city; what is done stays
 
-        A period that is being settled cannot be stopped; a push is stopped as a push.
+        A period that is being settled and an export cannot be stopped; a push is stopped as a push.
         """
         job = jobs.cancel(_of_ours(job_id).id, caller().id, wanted["reason"])
         audit.note(caller().id, "job cancelled", job.id, reason=wanted["reason"])

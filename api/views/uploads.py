@@ -155,11 +155,12 @@ class OneUpload(MethodView):
 def _begun(feed: str, wanted: dict[str, Any]) -> Upload:
     name = wanted.get("profile")
     version = None if name is None else version_of(feed, caller().id, name)
-    is_csv = wanted["media_type"] == feeds.CSV
-    encoding = wanted.get("encoding")
+    encoding = feeds.encoding_of(
+        wanted["media_type"],
+        wanted.get("encoding"),
+        None if version is None else version.profile.encoding,
+    )
     if encoding is None:
-        encoding = version.profile.encoding if version is not None and is_csv else feeds.UTF_8
-    if encoding != feeds.UTF_8 and not is_csv:
         raise Invalid([("/encoding", "Only a CSV can be in another encoding than UTF-8.")])
     told = ("file", "size", "sha256", "rows", "sums", "profile", "business_date", "sequence")
     client_id = caller().client_id
