@@ -12,6 +12,7 @@ from typing import Any
 
 import mongoengine as me
 from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, events, pace, storage
 from accounting.clients import Kind
@@ -212,7 +213,9 @@ def queue(
 ) -> Job:
     """Store a job; a worker takes it when told, or when the sweep finds it.
 
-    A `held` one waits until it is released. A share names the job it is a share of as its `whole`.
+    With an id it is the one job of that id, however often asked: the first is returned, as it
+    stands. A `held` one waits until it is released. A share names the job it is a share of as its
+    `whole`.
     """
     now = clock.now()
     job = Job(
@@ -232,7 +235,12 @@ def queue(
         whole=whole,
     )
     document = {name: getattr(job, name) for name in Job.__slots__ if name != "id"}
-    _jobs().insert_one({"_id": job.id, **document})
+    try:
+        _jobs().insert_one({"_id": job.id, **document})
+    except DuplicateKeyError:
+        first = get(job.id)
+        assert first is not None, "jobs are never deleted"
+        return first
     return job
 
 

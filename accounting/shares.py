@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from pymongo.errors import DuplicateKeyError
-
 from accounting import jobs
 from accounting.jobs import Job
 
@@ -39,17 +37,15 @@ def make(whole: Job, kind: str, shares: Sequence[Mapping[str, Any]]) -> list[Job
     for number, given in enumerate(shares):
         arguments = {key: value for key, value in given.items() if key != "total"}
         total = given.get("total")
-        # It may have been made before.
-        with contextlib.suppress(DuplicateKeyError):
-            jobs.queue(
-                kind,
-                whole.owner,
-                arguments,
-                name(whole.id, number),
-                unit=whole.unit,
-                total=total,
-                whole=whole.id,
-            )
+        jobs.queue(
+            kind,
+            whole.owner,
+            arguments,
+            name(whole.id, number),
+            unit=whole.unit,
+            total=total,
+            whole=whole.id,
+        )
     add_up(whole.id)
     # Shares may wait long for a worker: that is no failure of the whole.
     jobs.forget_tries(whole.id)

@@ -17,7 +17,6 @@ from typing import Any
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError
 
 from accounting import accounts, book, clock, jobs, shares, storage, walks
 from accounting.accounts import ResidentDocument
@@ -44,13 +43,7 @@ def queue(owner: str, *, month: str | None = None) -> Job:
     size = accounts.count()
     cuts = accounts.every_nth_id(max(RANGE_MIN, -(-size // shares.SHARES_MAX)))
     arguments = {"month": month, "cuts": cuts, shares.COUNT: len(cuts) + 1}
-    try:
-        return jobs.queue(KIND, owner, arguments, name, unit=jobs.RESIDENTS, total=size)
-    except DuplicateKeyError:
-        assert name is not None, "ids are never made twice"
-        found = jobs.get(name)
-        assert found is not None, "jobs are never deleted"
-        return found
+    return jobs.queue(KIND, owner, arguments, name, unit=jobs.RESIDENTS, total=size)
 
 
 def cut(job_id: str) -> list[Job]:

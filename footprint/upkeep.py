@@ -9,8 +9,6 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence, Set
 from functools import partial
 
-from pymongo.errors import DuplicateKeyError
-
 from accounting import alarms, book, clock, following, jobs, walks
 from accounting.book import Entry, Head
 from accounting.jobs import Job
@@ -68,12 +66,7 @@ def queue_tonight() -> Job:
     today = clock.city_day(clock.now())
     job_id = f"job_{KIND}_{today.isoformat()}"
     arguments = {"rebuild": False, "part": today.toordinal() % PARTS}
-    try:
-        return walks.queue(KIND, "clock", arguments, job_id, unit=jobs.ACCOUNTS)
-    except DuplicateKeyError:
-        found = jobs.get(job_id)
-        assert found is not None, "jobs are never deleted"
-        return found
+    return walks.queue(KIND, "clock", arguments, job_id, unit=jobs.ACCOUNTS)
 
 
 def run(job_id: str) -> Job | None:

@@ -120,12 +120,7 @@ def queue(owner: str, day: date) -> Job:
     job_id = f"job_{KIND}_{day.isoformat()}"
     arguments = {"day": day.isoformat()}
     total = greenlist.count()
-    try:
-        return walks.queue(KIND, owner, arguments, job_id, unit=jobs.CONSENTS, total=total)
-    except DuplicateKeyError:
-        found = jobs.get(job_id)
-        assert found is not None, "jobs are never deleted"
-        return found
+    return walks.queue(KIND, owner, arguments, job_id, unit=jobs.CONSENTS, total=total)
 
 
 def run(job_id: str) -> Job | None:

@@ -22,7 +22,6 @@ from typing import IO, Any
 
 import gridfs
 from pymongo import WriteConcern
-from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, jobs, refused_rows, shares, storage, vault
 from accounting.errors import DomainError, KeyReused
@@ -181,18 +180,13 @@ def queue(
     if profile is not None:
         arguments |= {"profile": profile.name, "profile_version": profile.version}
     job_id = f"job_{once[:ONCE_DIGITS]}" if once else new_id("job")
-    try:
-        return jobs.queue(kind, partner_id, arguments, job_id)
-    except DuplicateKeyError:
+    job = jobs.queue(kind, partner_id, arguments, job_id)
+    if job.arguments["file"] != kept.id:
         forget(kept)
-        earlier = jobs.get(job_id)
-        assert earlier is not None, "jobs are never deleted"
         # Not the version: one may have been added between the first try and this one.
-        if any(
-            earlier.arguments.get(name) != arguments.get(name) for name in ("sha256", "profile")
-        ):
-            raise KeyReused() from None
-        return earlier
+        if any(job.arguments.get(name) != arguments.get(name) for name in ("sha256", "profile")):
+            raise KeyReused()
+    return job
 
 
 def store(

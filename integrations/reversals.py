@@ -7,10 +7,7 @@ again where it was.
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
-
-from pymongo.errors import DuplicateKeyError
 
 from accounting import clock, jobs, walks
 from accounting.jobs import Failure, Job
@@ -40,9 +37,7 @@ def ask(job: Job, *, reason: str, by: str) -> Job:
     reversal_id = f"{KIND}_{job.id}"
     size = activities.count_of_job(job.id) + bills.count_of_job(job.id)
     arguments = {"reverses": job.id, "reason": reason, "by": by}
-    # It may have been asked for before.
-    with suppress(DuplicateKeyError):
-        jobs.queue(KIND, job.owner, arguments, reversal_id, total=size)
+    jobs.queue(KIND, job.owner, arguments, reversal_id, total=size)
     _stop(job.id, reversal_id)
     if size <= AT_ONCE_MAX:
         run(reversal_id)

@@ -11,9 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime
 
-from pymongo.errors import DuplicateKeyError
-
-from accounting import book, clock, jobs, walks
+from accounting import book, clock, walks
 from accounting.book import Ask, Decision, Entry, Head, Wanted
 from accounting.errors import DomainError
 from accounting.jobs import Job
@@ -40,13 +38,7 @@ class NothingPassed(DomainError):
 def queue(owner: str, *, day: date | None = None) -> Job:
     """A job over every resident; with a `day` the one job of that night, however often asked."""
     name = f"job_{KIND}_{day.isoformat()}" if day is not None else None
-    try:
-        return walks.queue(KIND, owner, {}, name)
-    except DuplicateKeyError:
-        assert name is not None, "ids are never made twice"
-        found = jobs.get(name)
-        assert found is not None, "jobs are never deleted"
-        return found
+    return walks.queue(KIND, owner, {}, name)
 
 
 def run(job_id: str) -> Job | None:

@@ -290,10 +290,7 @@ def _begin(row: storage.Doc) -> None:
     not_before = terms["not_before"]
     shown = {**terms, "not_before": not_before.isoformat() if not_before else None}
     audit.note(row["asked_by"], "push asked for", push_id, after=shown, once=f"push:{push_id}")
-    try:
-        walks.queue(KIND, row["asked_by"], {"push": push_id}, _job_id(push_id))
-    except DuplicateKeyError:
-        return
+    walks.queue(KIND, row["asked_by"], {"push": push_id}, _job_id(push_id))
     if not_before is not None:
         jobs.postpone(_job_id(push_id), not_before)
 
