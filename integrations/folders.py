@@ -102,7 +102,10 @@ class Folder:
     def write(self, name: str, parts: Iterable[bytes]) -> None:
         """A file that is whole and on disk under its name, or not there at all."""
         unfinished = f"{UNFINISHED}{name}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        # Half of one of ours, or what somebody laid there: opening a pipe waits for a reader.
+        with suppress(FileNotFoundError):
+            os.unlink(unfinished, dir_fd=self._fd)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         descriptor = os.open(unfinished, flags, FILE_MODE, dir_fd=self._fd)
         with os.fdopen(descriptor, "wb") as file:
             for part in parts:
