@@ -251,6 +251,11 @@ def _bills(resident: str) -> Iterator[Any]:
         yield dataclasses.asdict(bill) | {"residents": [resident]}
 
 
+def _entries(resident: str) -> Iterator[Any]:
+    for entry in book.entries(resident):
+        yield entry._asdict()
+
+
 SECTIONS: dict[str, Callable[[str], Iterable[Any]]] = {
     "account": _account,
     "links": _paged(links.of_resident),
@@ -260,7 +265,7 @@ SECTIONS: dict[str, Callable[[str], Iterable[Any]]] = {
     "photos": _photos,
     "appeals": _appeals,
     "bills": _bills,
-    "entries": book.entries,
+    "entries": _entries,
     "milestones": lambda resident: milestones.of_resident(resident)[0],
     "redemptions": _paged(redemptions.of_resident),
     "vouchers": _vouchers,
