@@ -232,21 +232,24 @@ def test_the_day_cap_trims_to_the_gram(me: Caller) -> None:
 
 
 def test_steps_are_pending_until_the_day_after_and_the_highest_total_counts(me: Caller) -> None:
-    """10,000 steps avoid 164.444 g, 18,000 avoid 296 g: the second report adds 131.556 g."""
+    """10,000 steps avoid 164.444 g, 18,000 avoid 296 g: the second report adds 131.556 g.
+
+    And the points up to those of 296 g: 296 - 164 = 132.
+    """
     steps = {"behaviour": "walk_steps", "ended_at": ..., "evidence": {"kind": "sensor"}}
     morning = report(me, **steps, quantity=10_000, source_event_id="steps-am").get_json()
     evening = report(me, **steps, quantity=18_000, source_event_id="steps-pm").get_json()
     assert (morning["status"], morning["reduction_g"], morning["points"]) == (
         "pending", Decimal("164.444"), 164,
     )  # fmt: skip
-    assert (evening["reduction_g"], evening["points"]) == (Decimal("131.556"), 131)
+    assert (evening["reduction_g"], evening["points"]) == (Decimal("131.556"), 132)
     lower = report(me, **steps, quantity=9_000, source_event_id="steps-late").get_json()
     assert (lower["status"], lower["reduction_g"]) == ("merged", 0)
     assert lower["merged_into"] == evening["id"]
-    assert me.get("/v1/me/points").get_json()["pending"] == 164 + 131
+    assert me.get("/v1/me/points").get_json()["pending"] == 164 + 132
     with clock.travel(timedelta(hours=20)):  # 08:00 the next city day.
         me = replace(me, token=tokens.open_session(me.id).access_token)
-        assert me.get("/v1/me/points").get_json()["available"] == 164 + 131
+        assert me.get("/v1/me/points").get_json()["available"] == 164 + 132
         seen = me.get(f"/v1/activities/{morning['id']}").get_json()
         assert seen["status"] == "credited"
 
