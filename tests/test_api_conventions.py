@@ -72,6 +72,9 @@ OPEN = {
     "GET /healthz", "GET /metrics", "GET /openapi.json", "GET /readyz", "GET /v1/behaviours",
     "GET /v1/consent-texts", "GET /v1/proofs", "GET /v1/rewards", "GET /v1/rewards/{reward_id}",
     "GET /v1/rewards/{reward_id}/image",
+    # Whoever has the signed address may.
+    "GET /v1/feeds/{feed}/uploads/{upload_id}", "PUT /v1/feeds/{feed}/uploads/{upload_id}",
+    "GET /v1/jobs/{job_id}/errors/download",
     "POST /v1/auth/firebase", "POST /v1/auth/otp", "POST /v1/auth/refresh", "POST /v1/auth/token",
 }  # fmt: skip
 

@@ -189,11 +189,11 @@ PEOPLE = [
         refused={"month_count_cap": 2},
     ),
     # Two devices on 20 days: 8,000 steps are 131.555 g, then 9,500 are 156.222 g: 24.667 more. That
-    # is 3,124.44 g and 20 x (131 + 24) = 3,100 points. On the 1st 12,000 and then 7,000: 197.333 g.
-    # On the 2nd 30,000 count as 18,000: 296 g.
+    # is 3,124.44 g and 20 x 156 = 3,120 points, since the day is rounded down once. On the 1st
+    # 12,000 and then 7,000: 197.333 g. On the 2nd 30,000 count as 18,000: 296 g.
     Person(
         "Li, who walks with a phone and a watch",
-        {"walk_steps": ("3617.773", 3_593)},
+        {"walk_steps": ("3617.773", 3_613)},
         phone=sensed(
             [
                 *each(

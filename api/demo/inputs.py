@@ -23,6 +23,7 @@ Row = dict[str, Any]
 MALFORMED = "malformed_row"
 INVALID = "validation_failed"
 CONFLICT = "source_event_conflict"
+REFUSED = frozenset({MALFORMED, INVALID, CONFLICT})
 
 
 @dataclass(frozen=True)

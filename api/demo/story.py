@@ -29,6 +29,8 @@ class Case:
     code: int = 201
     status: str = ""
     grams: Decimal = Decimal(0)
+    points: int | None = None
+    """Where they are not the grams rounded down."""
     reasons: tuple[str, ...] = ()
     minutes: int | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
