@@ -271,7 +271,8 @@ def settle(activity: Activity, outcome: Outcome) -> Activity:
         earlier["state"] = RECEIVED
     else:
         earlier["$or"] = [{"seq": None}, {"seq": {"$lte": outcome.seq}}]
-        earlier["$nor"] = [{"state": RECEIVED, "seq": outcome.seq}]
+        if outcome.status != "reversed":
+            earlier["$nor"] = [{"state": RECEIVED, "seq": outcome.seq}]
     change = {"$set": _outcome(activity, outcome)}
     found = _copies().find_one_and_update(earlier, change, return_document=True)
     settled = _activity(found) if found is not None else by_id(activity.id)

@@ -263,15 +263,17 @@ def test_a_key_is_free_after_seven_days(probed: Flask) -> None:
 
 
 def test_the_record_outlives_redis_and_shows_nothing(probed: Flask, mei: Sender) -> None:
-    mei.send("k1", TEA)
+    # Long enough not to stand among random bytes by chance.
+    key = "order-of-tea-1"
+    mei.send(key, TEA)
     away = replace(probed.extensions["config"], redis_url="redis://127.0.0.1:1/0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api.app, "BLUEPRINTS", (*api.views.BLUEPRINTS, probe))
         without_redis = api.app.create_app(away)
-    again = Sender(without_redis, "res_mei").send("k1", TEA)
+    again = Sender(without_redis, "res_mei").send(key, TEA)
     assert again.headers["Idempotency-Replayed"] == "true"
     [record] = IdempotencyRecord.objects.as_pymongo()
-    for shown in ("tea", "shown once", "res_mei", "k1"):
+    for shown in ("tea", "shown once", "res_mei", key):
         assert shown not in str(record)
 
 

@@ -72,7 +72,10 @@ def _check_standin(city: City, rows: list[tuple[int, Row]]) -> str:
     now = received(city)
     before: Counter[str] = city.tables["received_before"]
     if city.repeated:
-        expect("pushes of a repeated day", 0, (now - before).total())
+        # Word of another kind may have been on its way yet when the first run ended.
+        ours = before.keys() | {row["id"] for _, row in rows}
+        again = sum(count for one, count in (now - before).items() if one in ours)
+        expect("pushes of a repeated day", 0, again)
         return "none of them again"
     sent = {row["id"] for _, row in rows if row["delivery"] == "sent"}
     missing = sent - set(now)
