@@ -271,8 +271,7 @@ def settle(activity: Activity, outcome: Outcome) -> Activity:
         earlier["state"] = RECEIVED
     else:
         earlier["$or"] = [{"seq": None}, {"seq": {"$lte": outcome.seq}}]
-        if outcome.status != "reversed":
-            earlier["$nor"] = [{"state": RECEIVED, "seq": outcome.seq}]
+        earlier["$nor"] = [{"state": RECEIVED, "seq": outcome.seq}]
     change = {"$set": _outcome(activity, outcome)}
     found = _copies().find_one_and_update(earlier, change, return_document=True)
     settled = _activity(found) if found is not None else by_id(activity.id)
@@ -389,12 +388,13 @@ def point(merged: Sequence[str], survivor: str) -> None:
 def reopen(activity: Activity, credited: Entry) -> None:
     """Mark an activity as unfinished before it is taken back, so that the sweep finds it.
 
-    An outcome that only the book has is written with it: the next word is another entry's.
+    An outcome that only the book has is written with it: the next word is another entry's. One that
+    is taken back already stays as it is: nothing more will come of it.
     """
     booked = {"_id": activity.id, "state": BOOKED}
     change = _outcome(activity, outcome_of(activity, credited)) | {"state": RECEIVED}
     if _collection().update_one(booked, {"$set": change}).matched_count == 0:
-        wanted = {"_id": activity.id, "seq": {"$ne": None}}
+        wanted = {"_id": activity.id, "seq": {"$ne": None}, "status": {"$ne": "reversed"}}
         _collection().update_one(wanted, {"$set": {"state": RECEIVED}})
 
 
